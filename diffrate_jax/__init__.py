@@ -1,0 +1,11 @@
+"""DiffRate for JAX: learn how many tokens a vision transformer needs, then run fewer."""
+
+from diffrate_jax.compress import Gathered, Masked
+from diffrate_jax.cost import cost_macs
+from diffrate_jax.errors import UserError
+from diffrate_jax.models import create_model, forward, init_rates, init_weights
+from diffrate_jax.rates import Kept, Rates
+from diffrate_jax.schedule import Schedule, published_schedule
+from diffrate_jax.tome import ToMe
+from diffrate_jax.version import __version__
+from diffrate_jax.weights import load_weights, save_weights

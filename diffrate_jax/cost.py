@@ -1,0 +1,83 @@
+"""Cost in multiply-accumulates: one formula for integers and for traced counts.
+
+DiffRate, section 3.4; the papers call these FLOPs. Only matrix products count.
+"""
+
+import dataclasses
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from diffrate_jax.compress import Gathered, Masked, counts_of
+from diffrate_jax.rates import Kept
+from diffrate_jax.schedule import Schedule
+from diffrate_jax.shapes import Array, Geometry
+from diffrate_jax.tome import ToMe
+
+
+@dataclasses.dataclass(frozen=True)
+class MacsTerms:
+    """Cost of a model as a polynomial in its token counts, in multiply-accumulates.
+
+    Attributes:
+        fixed: everything that does not depend on compression.
+        linear_in: per token that enters a block (the four projections of attention).
+        quadratic_in: per pair of tokens that enter a block (scores and their sum).
+        linear_out: per token left after compression (the MLP).
+    """
+
+    fixed: int
+    linear_in: int
+    quadratic_in: int
+    linear_out: int
+
+
+class HasCost(Protocol):
+    """A model that states its geometry and its cost terms."""
+
+    @property
+    def geometry(self) -> Geometry: ...
+
+    @property
+    def macs(self) -> MacsTerms: ...
+
+
+def cost_macs(model: HasCost, counts: Kept | Schedule | ToMe | None) -> int | Array:
+    """Returns the multiply-accumulates of one image.
+
+    Args:
+        model: with geometry and cost terms.
+        counts: a `Schedule` or `ToMe` gives an exact int, as does None (dense);
+            `Kept` of a forward pass gives a float32 scalar whose gradient goes
+            whole to the prune and the merge count of a block, whichever is smaller,
+            and not to the tokens that came in (the published rule).
+    """
+    geometry, terms = model.geometry, model.macs
+    if counts is None:
+        counts = Schedule.dense(geometry)
+    if isinstance(counts, ToMe):
+        counts = counts.schedule(geometry)
+    traced = isinstance(counts, Kept)
+    number = float if traced else int
+    total, tokens = number(terms.fixed), number(geometry.num_tokens)
+    for block in range(geometry.depth):
+        kept = [c[block] for c in (counts.prune, counts.merge) if c is not None]
+        left = straight_through_minimum(tokens, *kept) if traced else min(tokens, *kept)
+        total += number(terms.linear_in) * tokens + number(terms.linear_out) * left
+        total += number(terms.quadratic_in) * tokens * tokens
+        tokens = left
+    return total
+
+
+def straight_through_minimum(tokens: Array | float, *counts: Array) -> Array:
+    """Returns the minimum; every count gets the whole gradient, `tokens` none.
+
+    Reference: the published minimum does this; DESIGN.md, section 1, Cost.
+    """
+    least = jax.lax.stop_gradient(jnp.asarray(tokens, jnp.float32))
+    for count in counts:
+        least = jnp.minimum(least, jax.lax.stop_gradient(count))
+    return least + sum(count - jax.lax.stop_gradient(count) for count in counts)
+
+

@@ -1,0 +1,131 @@
+"""Models by name, their random weights, and the forward pass."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffrate_jax.compress import Gathered
+from diffrate_jax.errors import UserError, did_you_mean
+from diffrate_jax.models.vit import Compression, Output, ViT, check_vit
+from diffrate_jax.rates import Rates, zero_rates
+from diffrate_jax.schedule import Schedule
+from diffrate_jax.shapes import Array
+
+PRESETS = Path(__file__).parent / "presets.json"
+Params = dict[str, Any]
+
+
+def create_model(name: str, **fields: Any) -> ViT:
+    """Returns a model: a preset by its timm name, or "vit" with any fields of `ViT`.
+
+    Args:
+        name: preset, or "vit".
+        fields: override the preset's fields; all but those with defaults for "vit".
+
+    Raises:
+        UserError: unknown name or field, or an impossible architecture.
+    """
+    presets = {"vit": {}, **json.loads(PRESETS.read_text())}
+    if name not in presets:
+        raise UserError(f"unknown model {name!r}; {did_you_mean(name, presets)}")
+    known = [f.name for f in dataclasses.fields(ViT) if f.name not in ("parent", "name")]
+    for field in fields:
+        if field not in known:
+            raise UserError(f"a ViT has no field {field!r}; {did_you_mean(field, known)}")
+    fields = presets[name] | fields
+    required = [f for f in known[: known.index("pool")] if f not in fields]
+    if required:
+        raise UserError(f"create_model({name!r}) also needs {', '.join(required)}")
+    if fields.get("compress") is not None:
+        fields["compress"] = tuple(bool(block) for block in fields["compress"])
+    model = ViT(**fields)
+    check_vit(model)
+    return model
+
+
+def init_weights(model: ViT, seed: int = 0) -> Params:
+    """Returns random weights: the nested dict that `forward` takes."""
+    size = model.image_size
+    images = jnp.zeros((1, size, size, 3), model.dtype)
+    dense = Gathered(Schedule.dense(model.geometry))
+    return jax.jit(model.init)(jax.random.key(seed), images, dense)["params"]
+
+
+def init_rates(model: ViT, granularity: int = 1) -> Rates:
+    """Returns the rates that search starts from: all candidates equally likely.
+
+    Args:
+        model: that will be compressed.
+        granularity: step between neighbouring candidates, in tokens.
+    """
+    return zero_rates(model.geometry, granularity)
+
+
+def forward(
+    model: ViT, params: Params, images: Array, compression: Compression | None = None,
+    *, trace: bool = False, dtype: Any = None, drop_path: float = 0.0,
+    rng: Array | None = None,
+) -> Output:
+    """Runs a model: a pure function of weights, images and compression.
+
+    Args:
+        model: from `create_model`.
+        params: nested dict of weights.
+        images: [B, Y, X, 3] float, normalised.
+        compression: `Gathered`, `Masked`, `ToMe`, or None for the dense model.
+        trace: also return where every original token ended (`tokens.origin`).
+        dtype: type of the activations; the model's own (float32) by default.
+        drop_path: largest rate of stochastic depth; needs `rng`.
+        rng: one random key per example [B], or one for the batch.
+
+    Raises:
+        UserError: images of another shape or type than the model's.
+    """
+    check_images(model, images)
+    if drop_path and rng is None:
+        raise UserError("drop_path needs rng: give one key, or one per example")
+    if rng is not None and rng.ndim == 0:
+        rng = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(len(images)))
+    if compression is None:
+        compression = Gathered(Schedule.dense(model.geometry))
+    if dtype is not None:
+        model = model.clone(dtype=jnp.dtype(dtype))
+    compression.kept(model.geometry)  # Refuses a bad schedule before tracing.
+    return _forward(
+        model, params, images, compression, rng, trace=trace, drop_path=drop_path
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "trace", "drop_path"), inline=True)
+def _forward(
+    model: ViT, params: Params, images: Array, compression: Compression,
+    rng: Array | None, *, trace: bool, drop_path: float,
+) -> Output:
+    return model.apply(
+        {"params": params}, images, compression, trace=trace, drop_path=drop_path,
+        keys_B=rng,
+    )
+
+
+def check_images(model: ViT, images: Array) -> None:
+    """Refuses images that do not fit the model.
+
+    Raises:
+        UserError: rank, size, channels or type are not the model's.
+    """
+    size = model.image_size
+    if images.ndim != 4 or images.shape[1:] != (size, size, 3):
+        raise UserError(
+            f"images must be [B, {size}, {size}, 3], got {list(images.shape)}; resize "
+            "them, or create the model with another image_size"
+        )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UserError(
+            f"images must be floats, normalised as in training, got {images.dtype}; "
+            "use diffrate_jax.normalise(images, mean, std)"
+        )

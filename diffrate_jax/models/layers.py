@@ -1,0 +1,84 @@
+"""Layers that own parameters, named as in timm; the mathematics is in functions."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from diffrate_jax.models.attention import attend
+from diffrate_jax.shapes import Array
+from diffrate_jax.tokens import Attended, Tokens
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with timm's fused qkv projection."""
+
+    num_heads: int
+    qkv_bias: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x_BND: Array, tokens: Tokens, *, prefix_tokens: int, proportional: bool,
+        epsilon: float,
+    ) -> tuple[Array, Attended]:
+        """Returns the layer's output [B, N, D] and what compression may see."""
+        batch, num_tokens, width = x_BND.shape
+        qkv = nn.Dense(3 * width, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")
+        shape = (batch, num_tokens, 3, self.num_heads, width // self.num_heads)
+        query, key, value = jnp.transpose(qkv(x_BND).reshape(shape), (2, 0, 3, 1, 4))
+        mixed_BHNE, seen = attend(
+            query, key, value, size_BN=tokens.size if proportional else None,
+            alive_BN=tokens.alive, prefix_tokens=prefix_tokens, epsilon=epsilon,
+        )
+        mixed_BND = jnp.transpose(mixed_BHNE, (0, 2, 1, 3)).reshape(x_BND.shape)
+        return nn.Dense(width, dtype=self.dtype, name="proj")(mixed_BND), seen
+
+
+class Mlp(nn.Module):
+    """Two dense layers with the exact (erf) GELU of timm and MAE between them."""
+
+    hidden: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BND: Array) -> Array:
+        """Returns the layer's output [B, N, D]."""
+        hidden_BNF = nn.Dense(self.hidden, dtype=self.dtype, name="fc1")(x_BND)
+        hidden_BNF = nn.gelu(hidden_BNF, approximate=False)
+        return nn.Dense(x_BND.shape[-1], dtype=self.dtype, name="fc2")(hidden_BNF)
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel, as in DINOv2."""
+
+    initial: float
+
+    @nn.compact
+    def __call__(self, x_BND: Array) -> Array:
+        """Returns x scaled."""
+        gamma_D = self.param(
+            "gamma", nn.initializers.constant(self.initial), x_BND.shape[-1:]
+        )
+        return x_BND * gamma_D.astype(x_BND.dtype)
+
+
+def layer_norm(epsilon: float, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
+    """Returns LayerNorm with the two-pass variance that PyTorch's weights expect."""
+    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def drop_branch(x_BND: Array, keys_B: Array | None, rate: float, branch: int) -> Array:
+    """Drops a residual branch for whole examples (stochastic depth).
+
+    Args:
+        x_BND: the branch's output.
+        keys_B: one random key per example, so that no split of the batch over
+            devices changes a result; None keeps every branch.
+        rate: probability of dropping.
+        branch: number of this branch in the model.
+    """
+    if keys_B is None or rate == 0.0:
+        return x_BND
+    draw = lambda key: jax.random.bernoulli(jax.random.fold_in(key, branch), 1 - rate)  # noqa: E731
+    keep_B11 = jax.vmap(draw)(keys_B)[:, None, None]
+    return jnp.where(keep_B11, x_BND / (1.0 - rate), 0.0).astype(x_BND.dtype)

@@ -1,0 +1,106 @@
+"""Compression rates: logits over candidate counts, and the counts they stand for.
+
+DiffRate (arXiv 2305.17997), section 3.3: a block's rate is the expectation of a
+distribution over candidates, made an integer by a straight-through ceiling, and the
+same distribution says how likely the token of a given rank is to survive.
+All of it is float32, whatever the activations are: a count is a discrete thing.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from diffrate_jax.errors import UserError
+from diffrate_jax.shapes import Array, Geometry
+
+# An expectation that is an integer up to rounding must not jump to the next one.
+CEILING_SLACK = 1e-4
+
+
+@struct.dataclass
+class Kept:
+    """Tokens kept after each operation, float32 [L], class token included."""
+
+    prune: Array | None
+    merge: Array
+
+
+@struct.dataclass
+class Rates:
+    """What search learns: rate logits, one row per block.
+
+    Attributes:
+        prune: logits [L, R] of pruning; None where a model only merges.
+        merge: logits [L, R] of merging.
+        granularity: step between neighbouring candidates, in tokens.
+    """
+
+    prune: Array | None
+    merge: Array
+    granularity: int = struct.field(pytree_node=False, default=1)
+
+
+def zero_rates(
+    geometry: Geometry, granularity: int = 1, *, prune: bool = True
+) -> Rates:
+    """Returns the start of a published search: every candidate equally likely."""
+    num_candidates = len(candidate_counts(geometry.num_patches, granularity))
+    zeros_LR = jnp.zeros((geometry.depth, num_candidates), jnp.float32)
+    return Rates(zeros_LR if prune else None, zeros_LR, granularity)
+
+
+def candidate_counts(num_patches: int, granularity: int) -> np.ndarray:
+    """Returns the kept patches a block may choose from, float32 [R], falling.
+
+    >>> candidate_counts(9, 4).tolist()
+    [9.0, 5.0, 1.0]
+
+    Raises:
+        UserError: a granularity outside 1 .. num_patches.
+    """
+    if not 1 <= granularity <= num_patches:
+        raise UserError(
+            f"granularity must lie between 1 and the {num_patches} patches, "
+            f"got {granularity}"
+        )
+    return np.arange(num_patches, 0, -granularity, dtype=np.float32)
+
+
+def straight_through_ceiling(value: Array, slack: float = 0.0) -> Array:
+    """Rounds up and lets the gradient through unchanged."""
+    ceiling = jnp.ceil(jax.lax.stop_gradient(value) - slack)
+    return ceiling + (value - jax.lax.stop_gradient(value))
+
+
+def kept_counts(
+    logits_LR: Array, geometry: Geometry, granularity: int, *, reference: bool
+) -> Array:
+    """Returns the tokens kept by each block [L], with the gradient of the expectation.
+
+    Blocks without rates keep everything.
+
+    Args:
+        logits_LR: rate logits of one operation.
+        geometry: of the model the rates belong to.
+        granularity: step between candidates.
+        reference: round up as the published code does, without slack.
+    """
+    candidates_R = candidate_counts(geometry.num_patches, granularity)
+    probs_LR = jax.nn.softmax(logits_LR.astype(jnp.float32), axis=-1)
+    expected_L = jnp.sum(probs_LR * candidates_R, axis=-1)
+    slack = 0.0 if reference else CEILING_SLACK
+    kept_L = straight_through_ceiling(expected_L, slack) + geometry.prefix_tokens
+    return jnp.where(np.array(geometry.compress), kept_L, geometry.num_tokens)
+
+
+def survival(logits_R: Array, rank_BN: Array, geometry: Geometry, granularity: int) -> Array:
+    """Returns the probability [B, N] that the token of a given rank survives.
+
+    It is the mass of the candidates that keep more tokens than the rank: one
+    comparison for all candidates (DiffRate, section 3.3).
+    """
+    counts_R = candidate_counts(geometry.num_patches, granularity)
+    keeps_BNR = counts_R + geometry.prefix_tokens > rank_BN[..., None]
+    probs_R = jax.nn.softmax(logits_R.astype(jnp.float32))
+    return jnp.sum(jnp.where(keeps_BNR, probs_R, 0.0), axis=-1)

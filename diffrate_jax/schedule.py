@@ -1,0 +1,240 @@
+"""Schedules: how many tokens each block keeps, as a few dozen validated integers."""
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffrate_jax.errors import UserError, did_you_mean
+from diffrate_jax.rates import Kept
+from diffrate_jax.shapes import Geometry
+
+FORMAT = "diffrate_jax.schedule"
+VERSION = 1
+PUBLISHED = Path(__file__).parent.parent / "configs" / "schedules"
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Tokens kept after pruning and after merging, class token included, per block.
+
+    A count larger than what is left at that point does nothing, so published
+    schedules run as they were written. Hashable, and equal where the counts are.
+
+    Attributes:
+        prune: kept after pruning, one per attention block; None if never pruned.
+        merge: kept after merging, one per attention block.
+        provenance: anything worth saving beside the counts (target, cost, model).
+
+    Raises:
+        UserError: counts that are not positive integers, or of unequal length.
+
+    >>> Schedule(prune=(5, 4, 5), merge=(5, 3, 3)).canonical()
+    Schedule(prune=(5, 4, 3), merge=(5, 3, 3))
+    """
+
+    prune: tuple[int, ...] | None
+    merge: tuple[int, ...]
+    provenance: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+    def __post_init__(self) -> None:
+        merge = _counts(self.merge, "merge")
+        prune = None if self.prune is None else _counts(self.prune, "prune")
+        if prune is not None and len(prune) != len(merge):
+            raise UserError(
+                "a schedule needs as many prune as merge counts, got "
+                f"{len(prune)} and {len(merge)}; give one of each per block"
+            )
+        object.__setattr__(self, "merge", merge)
+        object.__setattr__(self, "prune", prune)
+
+    @property
+    def depth(self) -> int:
+        """Number of attention blocks."""
+        return len(self.merge)
+
+    @classmethod
+    def dense(cls, geometry: Geometry) -> "Schedule":
+        """Returns the schedule that keeps every token of every block."""
+        return cls(prune=None, merge=(geometry.num_tokens,) * geometry.depth)
+
+    @classmethod
+    def from_kept(cls, kept: Kept) -> "Schedule":
+        """Returns the counts of a forward pass, rounded to integers, as a schedule."""
+        merge = np.rint(np.asarray(kept.merge)).astype(int).tolist()
+        if kept.prune is None:
+            return cls(prune=None, merge=merge)
+        return cls(np.rint(np.asarray(kept.prune)).astype(int).tolist(), merge)
+
+    def steps(self, num_tokens: int) -> tuple[tuple[int, int, int], ...]:
+        """Returns for each block (tokens coming in, after pruning, after merging)."""
+        rows, tokens = [], num_tokens
+        for block, kept_merge in enumerate(self.merge):
+            kept_prune = tokens if self.prune is None else self.prune[block]
+            middle = min(tokens, kept_prune)
+            rows.append((tokens, middle, min(middle, kept_merge)))
+            tokens = rows[-1][2]
+        return tuple(rows)
+
+    def canonical(self, num_tokens: int | None = None) -> "Schedule":
+        """Returns the same execution written with counts that really occur."""
+        first = self.merge if self.prune is None else self.prune
+        rows = self.steps(first[0] if num_tokens is None else num_tokens)
+        prune = None if self.prune is None else tuple(row[1] for row in rows)
+        merge = tuple(row[2] for row in rows)
+        return dataclasses.replace(self, prune=prune, merge=merge)
+
+    def scaled(
+        self, num_tokens: int, new_tokens: int, *, depth: int | None = None,
+        prefix_tokens: int = 1,
+    ) -> "Schedule":
+        """Carries the schedule over to another number of tokens or blocks.
+
+        The kept fraction of patches is kept, read off at the same relative depth.
+
+        Args:
+            num_tokens: tokens the schedule was made for, prefix tokens included.
+            new_tokens: tokens of the new model, prefix tokens included.
+            depth: blocks of the new model; as many as now by default.
+            prefix_tokens: class token and its like, which are always kept.
+        """
+        depth = self.depth if depth is None else depth
+        patches = new_tokens - prefix_tokens
+
+        def carry(counts: tuple[int, ...]) -> tuple[int, ...]:
+            share = (np.array(counts) - prefix_tokens) / (num_tokens - prefix_tokens)
+            where = np.linspace(0, len(counts) - 1, depth)
+            new = np.interp(where, np.arange(len(counts)), share) * patches
+            new = np.clip(np.rint(new), 1, patches).astype(int) + prefix_tokens
+            return tuple(new.tolist())
+
+        running = self.canonical(num_tokens)
+        prune = None if running.prune is None else carry(running.prune)
+        return Schedule(prune, carry(running.merge), self.provenance)
+
+    def check(self, geometry: Geometry) -> None:
+        """Refuses a schedule that does not fit a model.
+
+        Raises:
+            UserError: wrong length, a count above the model's tokens, or no patch left.
+        """
+        if self.depth != geometry.depth:
+            raise UserError(
+                f"this model has {geometry.depth} attention blocks, the schedule has "
+                f"counts for {self.depth}; use one made for it, or Schedule.scaled"
+            )
+        least, most = geometry.prefix_tokens + 1, geometry.num_tokens
+        for count in (*self.merge, *(self.prune or ())):
+            if not least <= count <= most:
+                raise UserError(
+                    f"this model keeps between {least} and {most} tokens in a block, "
+                    f"the schedule asks for {count}; use a schedule made for it"
+                )
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the schedule as JSON; the file appears whole or not at all."""
+        record = {"format": FORMAT, "version": VERSION, "prune": self.prune,
+                  "merge": self.merge, "provenance": dict(self.provenance)}
+        write_json(path, record)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Schedule":
+        """Reads a schedule that `save` wrote.
+
+        Raises:
+            UserError: no such file, not JSON, not a schedule, or a newer format.
+        """
+        record = _read_record(Path(path))
+        prune = record.get("prune")
+        provenance = record.get("provenance", {})
+        if not isinstance(provenance, dict):
+            raise UserError(f"{path}: 'provenance' must be a JSON object")
+        return cls(prune, record["merge"], provenance)
+
+
+def published_schedule(model: str, target: float | str) -> Schedule:
+    """Returns a schedule released with DiffRate (compression_rate.json).
+
+    Args:
+        model: preset name, such as "deit_small_patch16_224".
+        target: the cost in GMACs that the schedule was learned for.
+
+    Raises:
+        UserError: no schedule was released for the model or the target.
+    """
+    files = {path.stem: path for path in sorted(PUBLISHED.glob("*.json"))}
+    if model not in files:
+        raise UserError(
+            f"no schedule was published for model {model!r}; "
+            + did_you_mean(model, files)
+        )
+    released = json.loads(files[model].read_text())["schedules"]
+    if str(target) not in released:
+        raise UserError(
+            f"no schedule for {target} GMACs was published for {model}; "
+            f"released: {', '.join(released)}"
+        )
+    record = released[str(target)]
+    return Schedule(record["prune"], record["merge"], {"published": str(target)})
+
+
+def write_json(path: str | os.PathLike, record: Any) -> None:
+    """Writes JSON beside `path` and renames it into place, so that no half file stays."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        json.dump(record, file, indent=1)
+        file.write("\n")
+    os.replace(file.name, path)
+
+
+def _counts(values: Sequence[int], name: str) -> tuple[int, ...]:
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
+        raise UserError(
+            f"schedule.{name} must be a list of integers, got {values!r}; "
+            "give one count per block"
+        )
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(
+                f"schedule.{name} must hold positive integers, got {value!r}; "
+                "give the number of tokens kept, class token included"
+            )
+    if not values:
+        raise UserError(f"schedule.{name} is empty; give one count per block")
+    return tuple(values)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(
+            f"cannot read the schedule {path}: {error.strerror}; give the path of a "
+            "file that Schedule.save wrote"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); expected a schedule") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise UserError(
+            f"{path} is not a schedule: expected a JSON object with format "
+            f"{FORMAT!r}; give a file that Schedule.save wrote"
+        )
+    version = record.get("version")
+    if version != VERSION:
+        raise UserError(
+            f"{path} has schedule format version {version!r}, this package reads "
+            f"version {VERSION}; update the package"
+        )
+    if "merge" not in record:
+        raise UserError(f"{path} has no 'merge' counts; expected one per block")
+    return record

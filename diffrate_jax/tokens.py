@@ -1,0 +1,166 @@
+"""Tokens, and the operations on them: rank, match, fold.
+
+Both ways of running compression, masked for search and gathered for inference, call
+these and nothing else, so there is one definition of what pruning and merging mean.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from diffrate_jax.shapes import Array
+
+
+@struct.dataclass
+class Tokens:
+    """The state that flows through the blocks.
+
+    Attributes:
+        x: features [B, N, D].
+        size: how many patches a token stands for [B, N], similarity-weighted, at
+            least float32; None while all are 1.
+        alive: 1.0 for tokens that still exist, else 0.0 [B, N]; carries the gradient
+            of the rates. None where every token present is alive.
+        origin: 1.0 where original token o ended in token n [B, N, O]; None unless
+            traced.
+    """
+
+    x: Array
+    size: Array | None = None
+    alive: Array | None = None
+    origin: Array | None = None
+
+    def sizes(self) -> Array:
+        """Returns the sizes [B, N], ones where nothing was merged yet."""
+        if self.size is not None:
+            return self.size
+        return jnp.ones(self.x.shape[:2], at_least_float32(self.x))
+
+
+@struct.dataclass
+class Attended:
+    """What attention shows to compression, without gradients.
+
+    Attributes:
+        importance: [B, N] attention a token receives from the class token, mean over
+            heads; from all living tokens where there is no class token.
+        keys: [B, N, E] mean over heads of the keys, the features ToMe compares.
+    """
+
+    importance: Array
+    keys: Array
+
+
+def at_least_float32(x: Array) -> jnp.dtype:
+    """Returns the type for sizes and scores beside activations of `x`'s type."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def ranking_score(
+    importance_BN: Array, alive_BN: Array | None, prefix_tokens: int
+) -> Array:
+    """Returns scores [B, N] that fall in rank order: prefix, living, dead tokens."""
+    score_BN = importance_BN
+    if alive_BN is not None:
+        score_BN = jnp.where(alive_BN > 0, score_BN, -jnp.inf)
+    is_prefix_N = jnp.arange(score_BN.shape[1]) < prefix_tokens
+    return jnp.where(is_prefix_N, jnp.inf, score_BN)
+
+
+def rank(score_BN: Array) -> Array:
+    """Returns each token's rank [B, N] by falling score; ties to the lower position.
+
+    Counting the tokens that come before, instead of sorting, keeps positions and
+    shapes fixed and needs no gather.
+    """
+    position_N = jnp.arange(score_BN.shape[1])
+    other_B1M, own_BN1 = score_BN[:, None, :], score_BN[:, :, None]
+    earlier_NM = position_N[None, :] < position_N[:, None]
+    before_BNM = (other_B1M > own_BN1) | ((other_B1M == own_BN1) & earlier_NM)
+    return jnp.sum(before_BNM, axis=-1, dtype=jnp.int32)
+
+
+def unit(x_BND: Array) -> Array:
+    """Scales features to length 1; zero features stay zero."""
+    x_BND = x_BND.astype(at_least_float32(x_BND))
+    square_BN1 = jnp.sum(x_BND * x_BND, axis=-1, keepdims=True)
+    tiny = jnp.finfo(x_BND.dtype).tiny
+    return x_BND * jax.lax.rsqrt(jnp.maximum(square_BN1, tiny))
+
+
+def match(
+    source_BSD: Array, destination_BKD: Array, allowed_BK: Array | None = None
+) -> tuple[Array, Array]:
+    """Finds the most similar destination of every source.
+
+    Args:
+        source_BSD: features of the tokens to be folded away, no gradient.
+        destination_BKD: features of the tokens that may receive them, no gradient.
+        allowed_BK: False where a token may not be a destination; all may by default.
+
+    Returns:
+        Index into K and cosine similarity, both [B, S]; ties go to the lower index.
+    """
+    similarity_BSK = jnp.einsum(
+        "BSD,BKD->BSK", unit(source_BSD), unit(destination_BKD)
+    )
+    if allowed_BK is not None:
+        similarity_BSK = jnp.where(allowed_BK[:, None, :], similarity_BSK, -jnp.inf)
+    return jnp.argmax(similarity_BSK, axis=-1), jnp.max(similarity_BSK, axis=-1)
+
+
+def fold(
+    destination: Tokens,
+    source: Tokens,
+    assignment_BSK: Array,
+    weights: tuple[Array, Array] | None = None,
+) -> Tokens:
+    """Folds sources into destinations: features are averaged, sizes and origins added.
+
+    Features, sizes and provenance all pass through the same assignment matrix, which
+    is ToMe's (arXiv 2210.09461) one matching with many uses, held as data.
+
+    Args:
+        destination: the K tokens that stay.
+        source: the S tokens to fold away.
+        assignment_BSK: 1.0 where source s goes to destination k, else 0.0.
+        weights: ([B, K], [B, S]) weights of the mean; plain mean by default.
+    """
+    x_BKD, x_BSD = destination.x, source.x
+    A_BSK = assignment_BSK.astype(x_BKD.dtype)
+    if weights is None:
+        total_BK = 1.0 + jnp.sum(A_BSK, axis=1)
+    else:
+        weight_BK, weight_BS = weights
+        total_BK = weight_BK + spread(assignment_BSK, weight_BS[..., None])[..., 0]
+        x_BKD, x_BSD = x_BKD * weight_BK[..., None], x_BSD * weight_BS[..., None]
+    mean_BKD = (x_BKD + spread(A_BSK, x_BSD)) / total_BK[..., None]
+    size_BK = destination.sizes() + spread(assignment_BSK, source.sizes()[..., None])[..., 0]
+    origin = destination.origin
+    if origin is not None:
+        origin = origin + spread(assignment_BSK, source.origin)
+    return destination.replace(
+        x=mean_BKD.astype(destination.x.dtype), size=size_BK, origin=origin
+    )
+
+
+def spread(assignment_BSK: Array, value_BSD: Array) -> Array:
+    """Sums the values of the sources at their destinations [B, K, D], exactly."""
+    return jnp.einsum(
+        "BSK,BSD->BKD",
+        assignment_BSK.astype(value_BSD.dtype),
+        value_BSD,
+        precision=jax.lax.Precision.HIGHEST,
+    )
+
+
+def take(tokens: Tokens, index_BK: Array) -> Tokens:
+    """Returns the tokens at the given positions, all living."""
+
+    def rows(value: Array | None) -> Array | None:
+        if value is None:
+            return None
+        index = index_BK.reshape(index_BK.shape + (1,) * (value.ndim - 2))
+        return jnp.take_along_axis(value, index, axis=1)
+
+    return Tokens(x=rows(tokens.x), size=rows(tokens.size), origin=rows(tokens.origin))

@@ -1,0 +1,74 @@
+"""Strict switches for all tests, and the golden models."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import diffrate_jax as dr
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_numpy_rank_promotion", "allow")
+
+GOLDEN = Path(__file__).parent / "golden"
+FIELDS = {
+    "img_size": "image_size",
+    "patch_size": "patch_size",
+    "embed_dim": "width",
+    "depth": "depth",
+    "num_heads": "num_heads",
+}
+
+
+@dataclasses.dataclass
+class Golden:
+    """One golden model: reference values of the published implementation."""
+
+    about: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    model: Any
+    params: Any
+
+    @property
+    def images(self) -> np.ndarray:
+        """Input of every reference value."""
+        return self.arrays["images"].astype(np.float32)
+
+
+def load_golden(name: str) -> Golden:
+    """Reads one golden file and its model."""
+    about = json.loads((GOLDEN / f"{name}.json").read_text())
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        arrays = dict(file)
+    fields = {FIELDS[key]: value for key, value in about["config"].items()}
+    pool = "avg" if about["kind"] == "mae" else "cls"
+    model = dr.create_model("vit", **fields, num_classes=10, pool=pool)
+    weights = {
+        key.removeprefix("weights/"): value
+        for key, value in arrays.items()
+        if key.startswith("weights/")
+    }
+    return Golden(about, arrays, model, dr.load_weights(model, weights))
+
+
+@pytest.fixture(scope="session")
+def deit() -> Golden:
+    """The golden DeiT: class token, six blocks."""
+    return load_golden("deit")
+
+
+@pytest.fixture(scope="session")
+def mae() -> Golden:
+    """The golden MAE: patch tokens are averaged, the last block keeps all."""
+    return load_golden("mae")
+
+
+@pytest.fixture(params=["deit", "mae"])
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """Each golden model in turn."""
+    return request.getfixturevalue(request.param)

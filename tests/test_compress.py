@@ -1,0 +1,166 @@
+"""Masked search and gathered inference are one definition run in two ways."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import diffrate_jax as dr
+from diffrate_jax import tokens as tk
+from diffrate_jax.rates import Kept
+from diffrate_jax.shapes import Geometry
+from diffrate_jax.tokens import Attended, Tokens
+
+DEPTH, TOKENS = 3, 17
+MARGIN = 1e-5
+
+
+def tiny(pool: str, dtype: type = np.float32):  # noqa: ANN201
+    """Returns a model of 17 tokens, weights that spread the tokens, and images."""
+    model = dr.create_model(
+        "vit", image_size=8, patch_size=2, width=12, depth=DEPTH, num_heads=2,
+        num_classes=5, pool=pool, compress=(True,) * DEPTH,
+        prefix_tokens=1 if pool == "cls" else 0,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda w: np.asarray(w + 0.3 * rng.standard_normal(w.shape), dtype),
+        dr.init_weights(model),
+    )
+    images = rng.standard_normal((8, 8, 8, 3)).astype(dtype)
+    return model.clone(dtype=jnp.dtype(dtype)), params, images
+
+
+@st.composite
+def schedules(draw: st.DrawFn, least: int = 2, most: int = 16) -> dr.Schedule:
+    """Draws counts that keep two tokens, keep all, rise and fall."""
+    count = st.one_of(st.just(least), st.just(most), st.integers(least, most))
+    row = st.lists(count, min_size=DEPTH, max_size=DEPTH).map(tuple)
+    prune = draw(st.one_of(st.none(), row))
+    return dr.Schedule(prune, draw(row))
+
+
+def both_forms(pool: str, dtype: type, schedule: dr.Schedule):  # noqa: ANN201
+    """Returns logits, sorted sizes and origins of the living, masked and gathered."""
+    model, params, images = tiny(pool, dtype)
+    for run in (dr.Masked(schedule), dr.Gathered(schedule)):
+        out = dr.forward(model, params, images, run, trace=True)
+        alive = np.asarray(out.tokens.alive) == 1
+        size = np.asarray(out.tokens.size)[alive].reshape(len(alive), -1)
+        origin = np.asarray(out.tokens.origin)[alive].reshape(*size.shape, -1)
+        yield np.asarray(out.logits), size, origin
+
+
+@pytest.mark.parametrize("pool", ["cls", "avg"])
+def test_masked_equals_gathered_in_float64(pool: str) -> None:
+    @settings(max_examples=15, deadline=None)
+    @given(schedule=schedules())
+    def check(schedule: dr.Schedule) -> None:
+        with jax.enable_x64(True):
+            masked, gathered = both_forms(pool, np.float64, schedule)
+        np.testing.assert_allclose(masked[0], gathered[0], atol=1e-9)
+        # Survivors stand in their original order in both forms.
+        np.testing.assert_allclose(masked[1], gathered[1], atol=1e-9)
+        np.testing.assert_array_equal(masked[2], gathered[2])
+
+    check()
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Measured(dr.Gathered):
+    """Gathered, writing down by how much each decision was won, per example."""
+
+    margins: list = dataclasses.field(default_factory=list, compare=False)
+
+    def step(
+        self, block: int, tokens: Tokens, seen: Attended, kept: Kept, geometry: Geometry
+    ) -> Tokens:
+        """Measures the ranking and matching of this block, then compresses."""
+        coming, middle, last = self.schedule.steps(geometry.num_tokens)[block]
+        score = tk.ranking_score(seen.importance, None, geometry.prefix_tokens)
+        ranked = -np.sort(-np.asarray(score), axis=1)
+        for cut in {middle, last} - {coming}:
+            self.margins.append(ranked[:, cut - 1] - ranked[:, cut])
+        if last < middle:
+            order = np.argsort(-np.asarray(score), axis=1, kind="stable")
+            unit = np.asarray(tk.unit(tokens.x))
+            ranked_x = np.take_along_axis(unit, order[..., None], axis=1)
+            destination = ranked_x[:, geometry.prefix_tokens : last]
+            cosine = np.sort(ranked_x[:, last:middle] @ destination.swapaxes(1, 2))
+            if cosine.shape[-1] > 1:
+                self.margins.append((cosine[..., -1] - cosine[..., -2]).min(axis=1))
+        return super().step(block, tokens, seen, kept, geometry)
+
+
+@pytest.mark.parametrize("pool", ["cls", "avg"])
+def test_masked_equals_gathered_in_float32(pool: str) -> None:
+    """Rounding may decide a tie; wherever the margin is clear the forms agree."""
+    rng = np.random.default_rng(1)
+    model, params, images = tiny(pool)
+    decided = []
+    for _ in range(12):
+        rows = rng.integers(2, TOKENS, (2, DEPTH))
+        schedule = dr.Schedule(*(tuple(map(int, row)) for row in rows))
+        measured = Measured(schedule)
+        model.apply({"params": params}, images, measured)
+        margin = np.min([np.full(len(images), 1.0), *measured.margins], axis=0)
+        masked, gathered = both_forms(pool, np.float32, schedule)
+        clear = margin > MARGIN
+        decided.extend(clear)
+        np.testing.assert_allclose(masked[0][clear], gathered[0][clear], atol=1e-5)
+    assert np.mean(decided) >= 0.98
+
+
+def test_one_compilation_runs_every_schedule() -> None:
+    model, params, images = tiny("cls")
+    run = jax.jit(lambda c: dr.forward(model, params, images, c).logits)
+    for kept in (17, 9, 2):
+        run(dr.Masked(dr.Schedule((17,) * DEPTH, (kept,) * DEPTH)))
+    assert run._cache_size() == 1
+
+
+def test_origins_partition_what_was_kept() -> None:
+    """Without pruning every patch ends in exactly one token, and sizes add up."""
+    model, params, images = tiny("cls")
+    out = dr.forward(
+        model, params, images, dr.Gathered(dr.Schedule(None, (12, 7, 4))), trace=True
+    )
+    np.testing.assert_array_equal(np.asarray(out.tokens.origin).sum(axis=1), 1.0)
+    out = dr.forward(model, params, images, dr.ToMe(3), trace=True)
+    np.testing.assert_array_equal(
+        np.asarray(out.tokens.origin).sum(axis=2), out.tokens.size
+    )
+
+
+def test_a_wide_score_of_a_dead_token_harms_nobody() -> None:
+    """A dead key far above all others neither overflows nor hides the living."""
+    from diffrate_jax.models.attention import masked_softmax
+
+    score = jnp.zeros((1, 1, 3, 3)).at[..., 2].set(500.0).at[..., 0].set(1.0)
+    alive = jnp.array([[1.0, 1.0, 0.0]])
+    weight = masked_softmax(score, alive, 0.0)
+    wanted = jax.nn.softmax(jnp.array([1.0, 0.0]))
+    np.testing.assert_allclose(weight[0, 0, 0, :2], wanted, rtol=1e-6)
+    assert weight[0, 0, 0, 2] == 0
+    grad = jax.grad(lambda a: masked_softmax(score, a, 0.0)[0, 0, 0, 0])(alive)
+    assert np.isfinite(np.asarray(grad)).all()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "sentence"),
+    [
+        (dr.Schedule((17,), (9,)), "has 3 attention blocks"),
+        (dr.Schedule(None, (17, 1, 1)), "between 2 and 17"),
+        (dr.Schedule(None, (18, 5, 5)), "between 2 and 17"),
+    ],
+)
+def test_schedules_that_do_not_fit(schedule: dr.Schedule, sentence: str) -> None:
+    model, params, images = tiny("cls")
+    for run in (dr.Gathered(schedule), dr.Masked(schedule)):
+        with pytest.raises(dr.UserError, match=sentence):
+            dr.forward(model, params, images, run)
