@@ -9,3 +9,22 @@ from diffrate_jax.schedule import Schedule, published_schedule
 from diffrate_jax.tome import ToMe
 from diffrate_jax.version import __version__
 from diffrate_jax.weights import load_weights, save_weights
+
+__all__ = [
+    "Gathered",
+    "Kept",
+    "Masked",
+    "Rates",
+    "Schedule",
+    "ToMe",
+    "UserError",
+    "__version__",
+    "cost_macs",
+    "create_model",
+    "forward",
+    "init_rates",
+    "init_weights",
+    "load_weights",
+    "published_schedule",
+    "save_weights",
+]

@@ -153,7 +153,12 @@ class Masked:
         return tokens.replace(alive=alive_BN * mask_BN.astype(alive_BN.dtype))
 
     def _mask(
-        self, operation: str, block: int, rank_BN: Array, kept_L: Array, last: Array,
+        self,
+        operation: str,
+        block: int,
+        rank_BN: Array,
+        kept_L: Array,
+        last: Array,
         geometry: Geometry,
     ) -> Array:
         """Returns the exact 0/1 mask [B, N] with the survival's gradient."""

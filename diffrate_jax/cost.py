@@ -9,7 +9,6 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from diffrate_jax.compress import Gathered, Masked, counts_of
 from diffrate_jax.rates import Kept
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Array, Geometry
@@ -37,10 +36,12 @@ class HasCost(Protocol):
     """A model that states its geometry and its cost terms."""
 
     @property
-    def geometry(self) -> Geometry: ...
+    def geometry(self) -> Geometry:
+        """What compression knows of the model."""
 
     @property
-    def macs(self) -> MacsTerms: ...
+    def macs(self) -> MacsTerms:
+        """The model's cost terms."""
 
 
 def cost_macs(model: HasCost, counts: Kept | Schedule | ToMe | None) -> int | Array:
@@ -79,5 +80,3 @@ def straight_through_minimum(tokens: Array | float, *counts: Array) -> Array:
     for count in counts:
         least = jnp.minimum(least, jax.lax.stop_gradient(count))
     return least + sum(count - jax.lax.stop_gradient(count) for count in counts)
-
-

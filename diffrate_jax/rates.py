@@ -94,7 +94,9 @@ def kept_counts(
     return jnp.where(np.array(geometry.compress), kept_L, geometry.num_tokens)
 
 
-def survival(logits_R: Array, rank_BN: Array, geometry: Geometry, granularity: int) -> Array:
+def survival(
+    logits_R: Array, rank_BN: Array, geometry: Geometry, granularity: int
+) -> Array:
     """Returns the probability [B, N] that the token of a given rank survives.
 
     It is the mass of the candidates that keep more tokens than the rank: one

@@ -92,7 +92,11 @@ class Schedule:
         return dataclasses.replace(self, prune=prune, merge=merge)
 
     def scaled(
-        self, num_tokens: int, new_tokens: int, *, depth: int | None = None,
+        self,
+        num_tokens: int,
+        new_tokens: int,
+        *,
+        depth: int | None = None,
         prefix_tokens: int = 1,
     ) -> "Schedule":
         """Carries the schedule over to another number of tokens or blocks.
@@ -140,8 +144,13 @@ class Schedule:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the schedule as JSON; the file appears whole or not at all."""
-        record = {"format": FORMAT, "version": VERSION, "prune": self.prune,
-                  "merge": self.merge, "provenance": dict(self.provenance)}
+        record = {
+            "format": FORMAT,
+            "version": VERSION,
+            "prune": self.prune,
+            "merge": self.merge,
+            "provenance": dict(self.provenance),
+        }
         write_json(path, record)
 
     @classmethod

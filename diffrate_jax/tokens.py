@@ -101,9 +101,7 @@ def match(
     Returns:
         Index into K and cosine similarity, both [B, S]; ties go to the lower index.
     """
-    similarity_BSK = jnp.einsum(
-        "BSD,BKD->BSK", unit(source_BSD), unit(destination_BKD)
-    )
+    similarity_BSK = jnp.einsum("BSD,BKD->BSK", unit(source_BSD), unit(destination_BKD))
     if allowed_BK is not None:
         similarity_BSK = jnp.where(allowed_BK[:, None, :], similarity_BSK, -jnp.inf)
     return jnp.argmax(similarity_BSK, axis=-1), jnp.max(similarity_BSK, axis=-1)
@@ -135,7 +133,9 @@ def fold(
         total_BK = weight_BK + spread(assignment_BSK, weight_BS[..., None])[..., 0]
         x_BKD, x_BSD = x_BKD * weight_BK[..., None], x_BSD * weight_BS[..., None]
     mean_BKD = (x_BKD + spread(A_BSK, x_BSD)) / total_BK[..., None]
-    size_BK = destination.sizes() + spread(assignment_BSK, source.sizes()[..., None])[..., 0]
+    size_BK = (
+        destination.sizes() + spread(assignment_BSK, source.sizes()[..., None])[..., 0]
+    )
     origin = destination.origin
     if origin is not None:
         origin = origin + spread(assignment_BSK, source.origin)

@@ -99,7 +99,9 @@ class ToMe:
         return merge_bipartite(tokens, seen.keys, r, geometry.prefix_tokens)
 
 
-def merge_bipartite(tokens: Tokens, keys_BNE: Array, r: int, prefix_tokens: int) -> Tokens:
+def merge_bipartite(
+    tokens: Tokens, keys_BNE: Array, r: int, prefix_tokens: int
+) -> Tokens:
     """Merges the r most similar pairs between tokens at even and at odd positions.
 
     ToMe, section 3.2. The order of what stays (unmerged even tokens, then odd ones)

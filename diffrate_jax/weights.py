@@ -43,7 +43,8 @@ def load_weights(model: ViT, source: Source) -> Params:
             params[path] = from_timm(path, array.astype(np.float32))
     if problems:
         raise UserError(
-            "the weights do not fit the model: " + "; ".join(sorted(problems))
+            "the weights do not fit the model: "
+            + "; ".join(sorted(problems))
             + "; give weights of this architecture"
         )
     return unflatten_dict(params)

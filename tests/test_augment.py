@@ -58,10 +58,12 @@ def test_result_does_not_depend_on_the_number_of_devices(parts):
     config = Augment(mean=MEAN, std=STD, flip=True, shift=2, label_smoothing=0.1)
     key = jax.random.key(3)
     whole = jitted(images_BYXC, labels_B, index_B, key, config, 5)
-    shares = zip(*(jnp.split(a, parts) for a in (images_BYXC, labels_B, index_B)))
-    split = [jitted(*share, key, config, 5) for share in shares]
-    for full, halves in zip(whole, zip(*split)):
-        np.testing.assert_array_equal(full, jnp.concatenate(halves))
+    halves = []
+    for share in np.split(np.arange(8), parts):
+        args = images_BYXC[share], labels_B[share], index_B[share]
+        halves.append(jitted(*args, key, config, 5))
+    for full, split in zip(whole, zip(*halves, strict=True), strict=True):
+        np.testing.assert_array_equal(full, jnp.concatenate(split))
 
 
 def test_every_image_is_a_shift_and_flip_of_its_original():
@@ -70,7 +72,7 @@ def test_every_image_is_a_shift_and_flip_of_its_original():
     found, _ = jitted(images_BYXC, labels_B, index_B, jax.random.key(1), config, 5)
     found = np.round(np.asarray(found)).astype(np.uint8)
     seen = set()
-    for original_YXC, image_YXC in zip(np.asarray(images_BYXC), found):
+    for original_YXC, image_YXC in zip(np.asarray(images_BYXC), found, strict=True):
         ways = [
             (down, right, flip)
             for down in range(-2, 3)

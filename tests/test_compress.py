@@ -1,6 +1,7 @@
 """Masked search and gathered inference are one definition run in two ways."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ DEPTH, TOKENS = 3, 17
 MARGIN = 1e-5
 
 
-def tiny(pool: str, dtype: type = np.float32):  # noqa: ANN201
+def tiny(pool: str, dtype: type = np.float32):
     """Returns a model of 17 tokens, weights that spread the tokens, and images."""
     model = dr.create_model(
         "vit", image_size=8, patch_size=2, width=12, depth=DEPTH, num_heads=2,
@@ -44,15 +45,58 @@ def schedules(draw: st.DrawFn, least: int = 2, most: int = 16) -> dr.Schedule:
     return dr.Schedule(prune, draw(row))
 
 
-def both_forms(pool: str, dtype: type, schedule: dr.Schedule):  # noqa: ANN201
-    """Returns logits, sorted sizes and origins of the living, masked and gathered."""
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Measured(dr.Gathered):
+    """Gathered, writing down by how much each decision was won, per example."""
+
+    margins: list = dataclasses.field(default_factory=list, compare=False)
+
+    def step(
+        self, block: int, tokens: Tokens, seen: Attended, kept: Kept, geometry: Geometry
+    ) -> Tokens:
+        """Measures the ranking and matching of this block, then compresses."""
+        coming, middle, last = self.schedule.steps(geometry.num_tokens)[block]
+        score = tk.ranking_score(seen.importance, None, geometry.prefix_tokens)
+        ranked = -jnp.sort(-score, axis=1)
+        for cut in {middle, last} - {coming}:
+            self.margins.append(ranked[:, cut - 1] - ranked[:, cut])
+        if last < middle:
+            order = jnp.argsort(-score, axis=1, stable=True)
+            ranked_x = jnp.take_along_axis(tk.unit(tokens.x), order[..., None], axis=1)
+            destination = ranked_x[:, geometry.prefix_tokens : last]
+            cosine = jnp.sort(ranked_x[:, last:middle] @ destination.swapaxes(1, 2))
+            if cosine.shape[-1] > 1:
+                self.margins.append((cosine[..., -1] - cosine[..., -2]).min(axis=1))
+        return super().step(block, tokens, seen, kept, geometry)
+
+
+@functools.cache
+def compiled(pool: str, dtype: type):
+    """Returns a function of a compression; compiling fast matters more than running."""
     model, params, images = tiny(pool, dtype)
-    for run in (dr.Masked(schedule), dr.Gathered(schedule)):
-        out = dr.forward(model, params, images, run, trace=True)
-        alive = np.asarray(out.tokens.alive) == 1
-        size = np.asarray(out.tokens.size)[alive].reshape(len(alive), -1)
-        origin = np.asarray(out.tokens.origin)[alive].reshape(*size.shape, -1)
-        yield np.asarray(out.logits), size, origin
+
+    def run(compression) -> tuple:
+        # Not through `forward`: margins may not cross its inner jit.
+        out = model.apply({"params": params}, images, compression, trace=True)
+        margins = getattr(compression, "margins", [])
+        return out.logits, out.tokens, [jnp.ones(len(images)), *margins]
+
+    options = {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    }
+    return jax.jit(run, compiler_options=options)
+
+
+def both_forms(pool: str, dtype: type, schedule: dr.Schedule):
+    """Returns logits, sizes and origins of the living, and margins, in both forms."""
+    for compression in (dr.Masked(schedule), Measured(schedule)):
+        logits, tokens, margins = compiled(pool, dtype)(compression)
+        alive = np.asarray(tokens.alive) == 1
+        size = np.asarray(tokens.size)[alive].reshape(len(alive), -1)
+        origin = np.asarray(tokens.origin)[alive].reshape(*size.shape, -1)
+        yield np.asarray(logits), size, origin, np.min(margins, axis=0)
 
 
 @pytest.mark.parametrize("pool", ["cls", "avg"])
@@ -70,47 +114,16 @@ def test_masked_equals_gathered_in_float64(pool: str) -> None:
     check()
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Measured(dr.Gathered):
-    """Gathered, writing down by how much each decision was won, per example."""
-
-    margins: list = dataclasses.field(default_factory=list, compare=False)
-
-    def step(
-        self, block: int, tokens: Tokens, seen: Attended, kept: Kept, geometry: Geometry
-    ) -> Tokens:
-        """Measures the ranking and matching of this block, then compresses."""
-        coming, middle, last = self.schedule.steps(geometry.num_tokens)[block]
-        score = tk.ranking_score(seen.importance, None, geometry.prefix_tokens)
-        ranked = -np.sort(-np.asarray(score), axis=1)
-        for cut in {middle, last} - {coming}:
-            self.margins.append(ranked[:, cut - 1] - ranked[:, cut])
-        if last < middle:
-            order = np.argsort(-np.asarray(score), axis=1, kind="stable")
-            unit = np.asarray(tk.unit(tokens.x))
-            ranked_x = np.take_along_axis(unit, order[..., None], axis=1)
-            destination = ranked_x[:, geometry.prefix_tokens : last]
-            cosine = np.sort(ranked_x[:, last:middle] @ destination.swapaxes(1, 2))
-            if cosine.shape[-1] > 1:
-                self.margins.append((cosine[..., -1] - cosine[..., -2]).min(axis=1))
-        return super().step(block, tokens, seen, kept, geometry)
-
-
 @pytest.mark.parametrize("pool", ["cls", "avg"])
 def test_masked_equals_gathered_in_float32(pool: str) -> None:
     """Rounding may decide a tie; wherever the margin is clear the forms agree."""
     rng = np.random.default_rng(1)
-    model, params, images = tiny(pool)
     decided = []
     for _ in range(12):
         rows = rng.integers(2, TOKENS, (2, DEPTH))
         schedule = dr.Schedule(*(tuple(map(int, row)) for row in rows))
-        measured = Measured(schedule)
-        model.apply({"params": params}, images, measured)
-        margin = np.min([np.full(len(images), 1.0), *measured.margins], axis=0)
         masked, gathered = both_forms(pool, np.float32, schedule)
-        clear = margin > MARGIN
+        clear = gathered[3] > MARGIN
         decided.extend(clear)
         np.testing.assert_allclose(masked[0][clear], gathered[0][clear], atol=1e-5)
     assert np.mean(decided) >= 0.98

@@ -14,35 +14,38 @@ from PIL import Image
 from diffrate_jax.data import open_dataset
 from diffrate_jax.errors import UserError
 
-SIZES = {"train": 23, "test": 10}
-# Height and width, mode and format of the stored images of `odd_images`.
-ODD_IMAGES = [
-    (48, 40, "RGB", "PNG"),
-    (40, 57, "RGB", "PNG"),
-    (40, 40, "L", "PNG"),
-    (41, 43, "RGBA", "PNG"),
-    (24, 30, "RGB", "PNG"),
-    (48, 64, "RGB", "JPEG"),
-    (50, 40, "L", "JPEG"),
-]
+# Height, width, colours and format of the stored images of `odd_images`.
+ODD_SIZES = (48, 40), (40, 57), (40, 40), (24, 30)
+ODD_KINDS = (
+    ("RGB", "PNG"),
+    ("L", "PNG"),
+    ("RGBA", "PNG"),
+    ("RGB", "JPEG"),
+    ("L", "JPEG"),
+)
+ODD_IMAGES = [(*size, *kind) for size in ODD_SIZES for kind in ODD_KINDS]
 
 
-def entries(sizes: dict[str, int] = SIZES, image_size: int = 4) -> dict:
-    """Entries of an `.npz`, each image filled with its number and its split."""
+def entries() -> dict:
+    """Entries of an `.npz` whose images begin with their number."""
     found = {}
-    for number, (split, count) in enumerate(sizes.items()):
-        images_NYXC = np.full((count, image_size, image_size, 3), number, np.uint8)
-        images_NYXC[:, 0, 0, 0] = np.arange(count)
-        found[f"{split}_image"] = images_NYXC
+    for split, count in {"train": 23, "test": 10}.items():
+        found[f"{split}_image"] = np.zeros((count, 4, 4, 3), np.uint8)
+        found[f"{split}_image"][:, 0, 0, 0] = np.arange(count)
         found[f"{split}_label"] = np.arange(count) % 5
     return found
+
+
+IMAGE, LABEL = entries()["train_image"], entries()["train_label"]
 
 
 @pytest.fixture(scope="session")
 def arrays(tmp_path_factory):
     path = tmp_path_factory.mktemp("arrays") / "small.npz"
     np.savez(path, **entries())
-    return open_dataset(f"arrays:{path}", image_size=4)
+    dataset = open_dataset(f"arrays:{path}", image_size=4)
+    assert dataset.num_classes == 5
+    return dataset
 
 
 @pytest.fixture(scope="session")
@@ -59,85 +62,61 @@ def digits(digits_dir):
 
 @pytest.fixture(scope="session")
 def cropped(odd_dir):
-    return open_dataset(
-        "odd_images", data_dir=odd_dir, image_size=16, crop="random_resized"
-    )
+    options = {"data_dir": odd_dir, "image_size": 16, "crop": "random_resized"}
+    return open_dataset("odd_images", **options)
 
 
-@pytest.fixture(params=["arrays", "digits", "cropped"])
+@pytest.fixture(params=["arrays train 8", "digits train[:50] 16", "cropped train 4"])
 def trainable(request):
-    """A dataset, a split with 2 to 4 steps per epoch, and that batch size."""
-    split, batch_size = {
-        "arrays": ("train", 8),
-        "digits": ("train[:50]", 16),
-        "cropped": ("train", 2),
-    }[request.param]
-    return request.getfixturevalue(request.param), split, batch_size
-
-
-def smooth_image(height: int, width: int, mode: str) -> Image.Image:
-    """A picture with edges, gradients and a little noise."""
-    y, x = np.mgrid[:height, :width] / 7
-    noise = np.random.default_rng(0).uniform(-20, 20, (height, width, 4))
-    waves = [np.sin(x + k) * np.cos(y * (k + 1)) + np.sign(x - 3) for k in range(4)]
-    values = np.clip(128 + 60 * np.stack(waves, -1) + noise, 0, 255).astype(np.uint8)
-    return Image.fromarray(values, "RGBA").convert(mode)
+    """A dataset, a split of a few steps per epoch, and the batch size."""
+    kind, split, batch_size = request.param.split()
+    return request.getfixturevalue(kind), split, int(batch_size)
 
 
 def stored(height: int, width: int, mode: str, file_format: str) -> bytes:
+    """An encoded picture of soft edges, the same for all formats."""
+    noise_YXC = np.random.default_rng(0).integers(0, 256, (12, 12, 4)).astype(np.uint8)
+    image = Image.fromarray(noise_YXC, "RGBA").resize((width, height)).convert(mode)
     file = io.BytesIO()
-    smooth_image(height, width, mode).save(file, file_format, quality=95)
+    image.save(file, file_format, quality=95)
     return file.getvalue()
 
 
 @pytest.fixture(scope="session")
-def odd_dir(tmp_path_factory) -> str:
-    """A dataset of images of all sizes, colours and formats."""
+def odd_dir(digits_dir) -> str:
+    """Adds a dataset of images of all sizes, colours and formats, and one of texts."""
     import tensorflow_datasets as tfds
 
-    class OddImages(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-        url_infos = None
+    image, label = tfds.features.Image(), tfds.features.ClassLabel(num_classes=20)
+    images = [io.BytesIO(stored(*odd_image)) for odd_image in ODD_IMAGES]
+    examples = [{"image": x, "label": number} for number, x in enumerate(images)]
+    store("odd_images", {"image": image, "label": label}, examples, digits_dir)
+    store("odd_texts", {"text": tfds.features.Text()}, [{"text": "a"}], digits_dir)
+    return digits_dir
 
-        def _info(self):
-            features = {
-                "image": tfds.features.Image(shape=(None, None, 3)),
-                "label": tfds.features.ClassLabel(num_classes=10),
-            }
-            return tfds.core.DatasetInfo(
-                builder=self,
-                features=tfds.features.FeaturesDict(features),
-                supervised_keys=("image", "label"),
-                disable_shuffling=True,
-            )
 
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
+def store(name: str, features: dict, examples: list[dict], data_dir: str) -> None:
+    import tensorflow_datasets as tfds
 
-        def _generate_examples(self):
-            for number, image in enumerate(ODD_IMAGES):
-                yield number, {"image": io.BytesIO(stored(*image)), "label": number}
-
-    data_dir = str(tmp_path_factory.mktemp("odd"))
-    OddImages(data_dir=data_dir).download_and_prepare()
-    return data_dir
+    # Looking for checksums takes TFDS to a module that it forgets to require.
+    tfds.dataset_builders.AdhocBuilder.url_infos = None
+    features = tfds.features.FeaturesDict(features)
+    splits = {"train": list(enumerate(examples))}
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name, "1.0.0", features, splits, data_dir=data_dir, disable_shuffling=True
+    )
 
 
 def take(stream, count: int) -> list[dict]:
     return list(itertools.islice(stream, count))
 
 
-def assert_same(found: list[dict], expected: list[dict]) -> None:
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert one[key].dtype == other[key].dtype
-            np.testing.assert_array_equal(one[key], other[key])
-
-
 def joined(batches: list[dict]) -> dict:
     return {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
+
+
+def contents(images: np.ndarray) -> list[bytes]:
+    return sorted(image.tobytes() for image in images)
 
 
 def test_stream_can_be_entered_at_any_step(trainable):
@@ -146,130 +125,92 @@ def test_stream_can_be_entered_at_any_step(trainable):
     whole = take(dataset.batches(split, **options), 9)
     for start in (0, 1, 3, 6):
         found = take(dataset.batches(split, **options, start=start), 9 - start)
-        assert_same(found, whole[start:])
+        np.testing.assert_equal(found, whole[start:])
 
 
 def test_seed_and_epoch_change_the_order(trainable):
-    dataset, split, batch_size = trainable
-    steps = dataset.size(split) // batch_size
-    stream = dataset.batches(split, batch_size=batch_size, seed=0)
-    first, second = joined(take(stream, steps)), joined(take(stream, steps))
-    other = joined(take(dataset.batches(split, batch_size=batch_size, seed=1), steps))
-    assert not np.array_equal(first["image"], second["image"])
-    assert not np.array_equal(first["image"], other["image"])
+    dataset, split, size = trainable
+    steps = dataset.size(split) // size
+    stream = dataset.batches(split, batch_size=size, seed=0)
+    other = dataset.batches(split, batch_size=size, seed=1)
+    epochs = [joined(take(batches, steps)) for batches in (stream, stream, other)]
+    assert len({epoch["image"].tobytes() for epoch in epochs}) == 3
 
 
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_hosts_together_see_the_batch_of_one(trainable, process_count):
     dataset, split, batch_size = trainable
-    if batch_size % process_count:
-        pytest.skip("a batch of two has no quarters")
     options = {"batch_size": batch_size, "seed": 3, "start": 1}
     whole = take(dataset.batches(split, **options), 5)
+    options["process_count"] = process_count
     hosts = [
-        take(
-            dataset.batches(
-                split, **options, process_index=index, process_count=process_count
-            ),
-            5,
-        )
+        take(dataset.batches(split, **options, process_index=index), 5)
         for index in range(process_count)
     ]
-    assert_same([joined(list(shares)) for shares in zip(*hosts)], whole)
-
-
-def test_an_epoch_of_training_repeats_nothing(arrays, digits):
-    batches = take(arrays.batches("train", batch_size=5, seed=0), 4)
-    assert len(set(joined(batches)["image"][:, 0, 0, 0])) == 20
-    seen = joined(take(digits.batches("train", batch_size=57, seed=0), 21))
-    stored_once = joined(take(digits.epoch("train", batch_size=57), 21))
-    assert sorted(i.tobytes() for i in seen["image"]) == sorted(
-        i.tobytes() for i in stored_once["image"]
+    np.testing.assert_equal(
+        [joined(parts) for parts in zip(*hosts, strict=True)], whole
     )
+
+
+def test_an_epoch_of_training_repeats_nothing(digits):
+    seen = joined(take(digits.batches("train", batch_size=57, seed=0), 21))
+    once = joined(list(digits.epoch("train", batch_size=57)))
+    assert contents(seen["image"]) == contents(once["image"])
 
 
 @settings(max_examples=30, deadline=None)
 @given(share=st.integers(1, 9), hosts=st.integers(1, 4), size=st.integers(1, 23))
 def test_evaluation_sees_every_example_once(arrays, share, hosts, size):
-    check_epoch(arrays, f"train[:{size}]", share, hosts, np.arange(size))
+    check_epoch(arrays, f"train[:{size}]", share, hosts, IMAGE[:size])
 
 
 @pytest.mark.parametrize(("share", "hosts"), [(7, 3), (64, 1), (30, 2)])
 def test_evaluation_sees_every_digit_once(digits, share, hosts):
-    expected = joined(list(digits.epoch("test[:50]", batch_size=50)))["image"]
-    assert len({image.tobytes() for image in expected}) == 50
+    expected = next(digits.epoch("test[:50]", batch_size=50))["image"]
+    assert len(set(contents(expected))) == 50
     check_epoch(digits, "test[:50]", share, hosts, expected)
 
 
 def check_epoch(dataset, split, share, hosts, expected) -> None:
     """Hosts yield equal shapes, and the masked examples are those expected."""
+    options = {"batch_size": share * hosts, "process_count": hosts}
     epochs = [
-        list(
-            dataset.epoch(
-                split,
-                batch_size=share * hosts,
-                process_index=index,
-                process_count=hosts,
-            )
-        )
-        for index in range(hosts)
+        list(dataset.epoch(split, **options, process_index=i)) for i in range(hosts)
     ]
     assert len({len(epoch) for epoch in epochs}) == 1
-    batches = [batch for epoch in epochs for batch in epoch]
+    batches = list(itertools.chain(*epochs))
     assert {len(batch[key]) for batch in batches for key in batch} == {share}
     every = joined(batches)
+    real = every["mask"] == 1
     assert every["mask"].dtype == np.float32
-    assert not every["image"][every["mask"] == 0].any()
-    assert not every["label"][every["mask"] == 0].any()
-    images = every["image"][every["mask"] == 1]
-    if expected.ndim == 1:
-        images = images[:, 0, 0, 0]
-    assert sorted(i.tobytes() for i in images) == sorted(
-        i.tobytes() for i in expected.astype(np.uint8)
-    )
+    assert not every["image"][~real].any() and not every["label"][~real].any()
+    assert contents(every["image"][real]) == contents(expected)
 
 
 @pytest.mark.parametrize(
-    ("split", "first", "size"),
-    [
-        ("train", 0, 23),
-        ("train[:7]", 0, 7),
-        ("train[5:]", 5, 18),
-        ("train[-4:]", 19, 4),
-        ("train[90%:]", 21, 2),
-        ("train[:50%]", 0, 12),
-        ("train[-12.5%:]", 20, 3),
-    ],
+    ("rows", "first", "size"),
+    [(":7", 0, 7), ("5:", 5, 18), ("-4:", 19, 4), ("90%:", 21, 2), ("-12.5%:", 20, 3)],
 )
-def test_splits_of_arrays_are_sliced_like_those_of_tfds(arrays, split, first, size):
-    assert arrays.size(split) == size
-    batch = next(arrays.epoch(split, batch_size=size))
-    np.testing.assert_array_equal(
-        batch["image"][:, 0, 0, 0], np.arange(first, first + size)
-    )
-
-
-def test_tfds_slices(digits):
-    assert digits.size("train[:2%]") == 24
-    assert digits.size("train[90%:]") == 120
-    assert digits.size("train+test") == 1797
+def test_splits_of_arrays_are_sliced_like_those_of_tfds(arrays, rows, first, size):
+    assert arrays.size(f"train[{rows}]") == size
+    batch = next(arrays.epoch(f"train[{rows}]", batch_size=size))
+    np.testing.assert_array_equal(batch["image"], IMAGE[first:][:size])
 
 
 def test_digits_are_split_by_class(digits):
     assert (digits.size("train"), digits.size("test")) == (1197, 600)
+    assert (digits.size("train[90%:]"), digits.size("train+test")) == (120, 1797)
     assert digits.num_classes == 10
-    counts = {}
-    for split in ("train", "test"):
-        batch = next(digits.epoch(split, batch_size=digits.size(split)))
-        assert batch["image"].shape == (digits.size(split), 32, 32, 3)
-        assert batch["image"].dtype == np.uint8
-        assert batch["label"].dtype == np.int32
-        counts[split] = np.bincount(batch["label"], minlength=10)
-    share_V = (counts["train"] + counts["test"]) * 600 / 1797
-    assert (np.abs(counts["test"] - share_V) <= 1).all()
+    train, test = (next(digits.epoch(s, batch_size=1200)) for s in ("train", "test"))
+    assert train["image"].shape == (1200, 32, 32, 3)
+    assert (train["image"].dtype, train["label"].dtype) == (np.uint8, np.int32)
+    train_V, test_V = (
+        np.bincount(batch["label"], weights=batch["mask"]) for batch in (train, test)
+    )
+    assert (np.abs(test_V - (train_V + test_V) * 600 / 1797) <= 1).all()
 
 
-def test_digits_made_meanwhile_by_another_process_are_used(tmp_path, monkeypatch):
+def test_digits_made_meanwhile_elsewhere_are_used(tmp_path, monkeypatch, capfd):
     from diffrate_jax.data.digits import Digits
 
     prepare = Digits.download_and_prepare
@@ -281,73 +222,49 @@ def test_digits_made_meanwhile_by_another_process_are_used(tmp_path, monkeypatch
     monkeypatch.setattr(Digits, "download_and_prepare", too_late)
     dataset = open_dataset("digits", data_dir=str(tmp_path), image_size=32)
     assert dataset.size("train") == 1197
-
-
-def test_digits_are_made_without_noise(tmp_path, capfd):
-    open_dataset("digits", data_dir=str(tmp_path), image_size=32)
     assert capfd.readouterr().out == ""
 
 
-@pytest.mark.parametrize(("resize", "image_size"), [(None, 24), (28, 24), (40, 32)])
+@pytest.mark.parametrize(("resize", "image_size"), [(None, 40), (28, 24), (40, 32)])
 def test_evaluation_is_pillows_resize_and_central_crop(odd_dir, resize, image_size):
-    dataset = open_dataset(
-        "odd_images", data_dir=odd_dir, image_size=image_size, resize=resize
-    )
+    options = {"image_size": image_size, "resize": resize}
+    dataset = open_dataset("odd_images", data_dir=odd_dir, **options)
     batch = next(dataset.epoch("train", batch_size=len(ODD_IMAGES)))
     assert batch["image"].shape[1:] == (image_size, image_size, 3)
-    for image_YXC, odd_image in zip(batch["image"], ODD_IMAGES):
-        expected = by_pillow(stored(*odd_image), resize or image_size, image_size)
-        difference = np.abs(image_YXC.astype(float) - expected)
-        assert difference.mean() <= 0.25, odd_image
+    for image_YXC, odd_image in zip(batch["image"], ODD_IMAGES, strict=True):
+        encoded = io.BytesIO(stored(*odd_image))
+        image = Image.open(encoded).convert("RGB")  # drops the alpha channel
+        shape = [
+            side * (resize or image_size) // min(image.size) for side in image.size
+        ]
+        left, top = (round((side - image_size) / 2) for side in shape)
+        expected_YXC = np.asarray(image.resize(shape, Image.Resampling.BICUBIC))
+        expected_YXC = expected_YXC[top:, left:][:image_size, :image_size]
+        assert np.abs(image_YXC - expected_YXC.astype(float)).mean() <= 0.25, odd_image
 
 
-def by_pillow(encoded: bytes, resize: int, image_size: int) -> np.ndarray:
-    # Converting from RGBA drops the alpha channel.
-    image = Image.open(io.BytesIO(encoded)).convert("RGB")
-    shorter = min(image.size)
-    size = [side * resize // shorter for side in image.size]
-    image = image.resize(size, Image.Resampling.BICUBIC)
-    left, top = (round((side - image_size) / 2) for side in size)
-    return np.asarray(image.crop((left, top, left + image_size, top + image_size)))
-
-
-def test_right_size_is_left_untouched(odd_dir):
-    dataset = open_dataset("odd_images", data_dir=odd_dir, image_size=40)
-    image_YXC = next(dataset.epoch("train", batch_size=7))["image"][2]
-    expected = smooth_image(40, 40, "L").convert("RGB")
-    np.testing.assert_array_equal(image_YXC, np.asarray(expected))
-
-
-def test_random_crops_differ_between_steps_and_fill_the_image(cropped):
+def test_random_crops_of_an_image_differ(cropped):
     batches = take(cropped.batches("train[:1]", batch_size=1, seed=0), 8)
-    images = joined(batches)["image"]
-    assert images.shape == (8, 16, 16, 3)
-    assert len({image.tobytes() for image in images}) == 8
-    assert images.reshape(8, -1).std(axis=1).min() > 5
+    assert len({batch["image"].tobytes() for batch in batches}) == 8
+    assert min(batch["image"].std() for batch in batches) > 5
 
 
 def test_arrays_need_no_tensorflow(tmp_path):
-    path = tmp_path / "small.npz"
-    np.savez(path, **entries())
+    np.savez(tmp_path / "small.npz", **entries())
     program = f"""
 import sys
 from diffrate_jax.data import open_dataset
-dataset = open_dataset("arrays:{path}", image_size=4)
+dataset = open_dataset("arrays:{tmp_path}/small.npz", image_size=4)
 next(dataset.batches("train", batch_size=4, seed=0))
-next(dataset.epoch("test", batch_size=4))
 sys.exit(any(name.startswith("tensorflow") for name in sys.modules))
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
-
-
-IMAGE, LABEL = entries()["train_image"], entries()["train_label"]
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"train_image": IMAGE / 255}, "must be uint8 .* found float64 .23, 4, 4, 3."),
-        ({"train_image": IMAGE[..., 0]}, r"must be uint8 \[N, Y, X, 3\], found"),
         ({"train_image": IMAGE[:, :3]}, "must be 4 x 4 pixels, found 3 x 4"),
         ({"train_image": IMAGE[:9]}, r"must be 9 integers.* found int64 \[23\]"),
         ({"train_label": LABEL / 2}, "must be 23 integers.* found float64"),
@@ -366,21 +283,11 @@ def test_bad_arrays_are_refused_in_a_sentence(tmp_path, changes, sentence):
         open_dataset(f"arrays:{path}", image_size=4)
 
 
-def test_declared_classes_count(tmp_path):
-    path = tmp_path / "ten.npz"
-    np.savez(path, **entries(), num_classes=10)
-    assert open_dataset(f"arrays:{path}", image_size=4).num_classes == 10
-
-
-def test_files_that_are_no_npz_are_refused_in_a_sentence(tmp_path):
-    with pytest.raises(UserError, match="expected a readable .npz file"):
-        open_dataset(f"arrays:{tmp_path / 'none.npz'}", image_size=4)
-    (tmp_path / "text.npz").write_text("no arrays")
-    (tmp_path / "empty.npz").write_text("")
-    np.save(tmp_path / "single.npy", np.zeros(3))
-    for name in ("text.npz", "empty.npz", "single.npy"):
-        with pytest.raises(UserError, match="expected an .npz file of plain arrays"):
-            open_dataset(f"arrays:{tmp_path / name}", image_size=4)
+@pytest.mark.parametrize("content", [b"", b"no arrays", b"\x93NUMPY\1\0"])
+def test_files_that_are_no_npz_are_refused_in_a_sentence(tmp_path, content):
+    (tmp_path / "bad.npz").write_bytes(content)
+    with pytest.raises(UserError, match="file of plain arrays"):
+        open_dataset(f"arrays:{tmp_path}/bad.npz", image_size=4)
 
 
 @pytest.mark.parametrize("kind", ["arrays", "digits"])
@@ -391,7 +298,7 @@ def test_bad_requests_are_refused_in_a_sentence(request, kind):
     for split in ("train[5:5]", "train[:9999]", "train[x:]", "train["):
         with pytest.raises(UserError, match="train"):
             dataset.size(split)
-    with pytest.raises(UserError, match="must be at most the .* found 5000; lower it"):
+    with pytest.raises(UserError, match="found 5000; lower it"):
         dataset.batches("train", batch_size=5000, seed=0)
     for batch_size in (0, 7):
         with pytest.raises(UserError, match="positive multiple of the 2 process"):
@@ -404,36 +311,15 @@ def test_bad_requests_are_refused_in_a_sentence(request, kind):
         ({"name": "digit"}, "unknown dataset 'digit'; did you mean 'digits'"),
         ({"name": "cifar-10"}, "unknown dataset 'cifar-10'; did you mean 'cifar10'"),
         ({"name": "qqqqqqqq"}, "unknown dataset 'qqqqqqqq'; known: digits, cifar10"),
-        ({"name": "cifar10:9.9.9"}, "unknown dataset 'cifar10:9.9.9'; did you mean"),
+        ({"name": "odd_texts"}, "must pair an image with a class, found features text"),
         ({"name": "cifar10"}, "found nothing; run 'tfds build cifar10 --data_dir="),
         ({"crop": "random"}, "unknown crop 'random'; did you mean 'random_resized'"),
         ({"resize": 16}, "resize must be at least image_size, 32, found 16"),
+        ({"name": "arrays:a.npz"}, r"expected a readable \.npz file at a\.npz, found"),
         ({"name": "arrays:a.npz", "resize": 36}, "use crop 'none' and no resize"),
     ],
 )
-def test_bad_names_and_options_are_refused_in_a_sentence(digits_dir, options, sentence):
+def test_bad_names_and_options_are_refused_in_a_sentence(odd_dir, options, sentence):
     options = {"name": "digits", **options}
     with pytest.raises(UserError, match=sentence):
-        open_dataset(options.pop("name"), data_dir=digits_dir, image_size=32, **options)
-
-
-def test_datasets_without_classes_are_refused_in_a_sentence(tmp_path):
-    import tensorflow_datasets as tfds
-
-    class NoClasses(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-        url_infos = None
-
-        def _info(self):
-            features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
-            return tfds.core.DatasetInfo(builder=self, features=features)
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
-
-        def _generate_examples(self):
-            yield 0, {"text": "hello"}
-
-    NoClasses(data_dir=str(tmp_path)).download_and_prepare()
-    with pytest.raises(UserError, match="must pair an image with a class"):
-        open_dataset("no_classes", data_dir=str(tmp_path), image_size=32)
+        open_dataset(options.pop("name"), data_dir=odd_dir, image_size=32, **options)

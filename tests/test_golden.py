@@ -46,7 +46,9 @@ def test_inference(golden: Golden, name: str, form: str) -> None:
     size = np.sort(np.asarray(out.tokens.size)[alive].reshape(len(alive), -1))
     np.testing.assert_allclose(size, np.sort(wanted["size"], axis=1), atol=1e-4)
     if "source" in wanted:
-        origin = [np.asarray(o)[a] for o, a in zip(out.tokens.origin, alive, strict=True)]
+        origin = [
+            np.asarray(o)[a] for o, a in zip(out.tokens.origin, alive, strict=True)
+        ]
         assert sorted_rows(origin) == sorted_rows(wanted["source"])
     assert dr.cost_macs(golden.model, schedule) == about["flops"]
     assert float(dr.cost_macs(golden.model, out.kept)) == about["flops"]
@@ -64,7 +66,7 @@ def case_rates(golden: Golden, case: str) -> dr.Rates:
     return dr.Rates(rows("prune"), rows("merge"), granularity)
 
 
-def case_loss(golden: Golden, case: str, *, reference: bool):  # noqa: ANN201
+def case_loss(golden: Golden, case: str, *, reference: bool):
     """Returns the published loss of a golden search case, with its parts."""
     about = golden.about["search"][case]
 

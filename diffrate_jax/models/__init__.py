@@ -33,10 +33,14 @@ def create_model(name: str, **fields: Any) -> ViT:
     presets = {"vit": {}, **json.loads(PRESETS.read_text())}
     if name not in presets:
         raise UserError(f"unknown model {name!r}; {did_you_mean(name, presets)}")
-    known = [f.name for f in dataclasses.fields(ViT) if f.name not in ("parent", "name")]
+    known = [
+        f.name for f in dataclasses.fields(ViT) if f.name not in ("parent", "name")
+    ]
     for field in fields:
         if field not in known:
-            raise UserError(f"a ViT has no field {field!r}; {did_you_mean(field, known)}")
+            raise UserError(
+                f"a ViT has no field {field!r}; {did_you_mean(field, known)}"
+            )
     fields = presets[name] | fields
     required = [f for f in known[: known.index("pool")] if f not in fields]
     if required:
@@ -67,8 +71,14 @@ def init_rates(model: ViT, granularity: int = 1) -> Rates:
 
 
 def forward(
-    model: ViT, params: Params, images: Array, compression: Compression | None = None,
-    *, trace: bool = False, dtype: Any = None, drop_path: float = 0.0,
+    model: ViT,
+    params: Params,
+    images: Array,
+    compression: Compression | None = None,
+    *,
+    trace: bool = False,
+    dtype: Any = None,
+    drop_path: float = 0.0,
     rng: Array | None = None,
 ) -> Output:
     """Runs a model: a pure function of weights, images and compression.
@@ -101,13 +111,25 @@ def forward(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "trace", "drop_path"), inline=True)
+@functools.partial(
+    jax.jit, static_argnames=("model", "trace", "drop_path"), inline=True
+)
 def _forward(
-    model: ViT, params: Params, images: Array, compression: Compression,
-    rng: Array | None, *, trace: bool, drop_path: float,
+    model: ViT,
+    params: Params,
+    images: Array,
+    compression: Compression,
+    rng: Array | None,
+    *,
+    trace: bool,
+    drop_path: float,
 ) -> Output:
     return model.apply(
-        {"params": params}, images, compression, trace=trace, drop_path=drop_path,
+        {"params": params},
+        images,
+        compression,
+        trace=trace,
+        drop_path=drop_path,
         keys_B=rng,
     )
 

@@ -11,8 +11,14 @@ LARGEST_EXPONENT = 80.0
 
 
 def attend(
-    query_BHNE: Array, key_BHNE: Array, value_BHNE: Array, *,
-    size_BN: Array | None, alive_BN: Array | None, prefix_tokens: int, epsilon: float,
+    query_BHNE: Array,
+    key_BHNE: Array,
+    value_BHNE: Array,
+    *,
+    size_BN: Array | None,
+    alive_BN: Array | None,
+    prefix_tokens: int,
+    epsilon: float,
 ) -> tuple[Array, Attended]:
     """Mixes tokens, a key counting as many times as the patches it stands for.
 

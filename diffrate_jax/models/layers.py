@@ -18,7 +18,12 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BND: Array, tokens: Tokens, *, prefix_tokens: int, proportional: bool,
+        self,
+        x_BND: Array,
+        tokens: Tokens,
+        *,
+        prefix_tokens: int,
+        proportional: bool,
         epsilon: float,
     ) -> tuple[Array, Attended]:
         """Returns the layer's output [B, N, D] and what compression may see."""
@@ -27,8 +32,13 @@ class Attention(nn.Module):
         shape = (batch, num_tokens, 3, self.num_heads, width // self.num_heads)
         query, key, value = jnp.transpose(qkv(x_BND).reshape(shape), (2, 0, 3, 1, 4))
         mixed_BHNE, seen = attend(
-            query, key, value, size_BN=tokens.size if proportional else None,
-            alive_BN=tokens.alive, prefix_tokens=prefix_tokens, epsilon=epsilon,
+            query,
+            key,
+            value,
+            size_BN=tokens.size if proportional else None,
+            alive_BN=tokens.alive,
+            prefix_tokens=prefix_tokens,
+            epsilon=epsilon,
         )
         mixed_BND = jnp.transpose(mixed_BHNE, (0, 2, 1, 3)).reshape(x_BND.shape)
         return nn.Dense(width, dtype=self.dtype, name="proj")(mixed_BND), seen
@@ -64,7 +74,9 @@ class LayerScale(nn.Module):
 
 def layer_norm(epsilon: float, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
     """Returns LayerNorm with the two-pass variance that PyTorch's weights expect."""
-    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
+    return nn.LayerNorm(
+        epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name
+    )
 
 
 def drop_branch(x_BND: Array, keys_B: Array | None, rate: float, branch: int) -> Array:

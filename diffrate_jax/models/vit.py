@@ -54,7 +54,10 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Tokens, compress: Compress, drop: Callable[[Array, int], Array],
+        self,
+        tokens: Tokens,
+        compress: Compress,
+        drop: Callable[[Array, int], Array],
         attention: dict[str, Any],
     ) -> Tokens:
         """Returns the tokens after the block.
@@ -139,8 +142,13 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images_BYXC: Array, compression: Compression, *, trace: bool = False,
-        drop_path: float = 0.0, keys_B: Array | None = None,
+        self,
+        images_BYXC: Array,
+        compression: Compression,
+        *,
+        trace: bool = False,
+        drop_path: float = 0.0,
+        keys_B: Array | None = None,
     ) -> Output:
         """Runs the model; see `forward`."""
         geometry = self.geometry
@@ -154,8 +162,13 @@ class ViT(nn.Module):
         for index in range(self.depth):
             rate = drop_path * index / max(self.depth - 1, 1)
             tokens = Block(
-                self.num_heads, self.mlp_ratio, self.qkv_bias, self.layer_scale,
-                self.layer_norm_eps, self.dtype, name=f"blocks_{index}",
+                self.num_heads,
+                self.mlp_ratio,
+                self.qkv_bias,
+                self.layer_scale,
+                self.layer_norm_eps,
+                self.dtype,
+                name=f"blocks_{index}",
             )(
                 tokens,
                 lambda t, seen, i=index: compression.step(i, t, seen, kept, geometry),

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Makes .venv, then checks the style and runs the tests on the CPU.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+Makes .venv if need be, checks the style (ruff), runs the tests (pytest) on the CPU.
+Usage:    launch/test.sh [--slow] [ARGUMENT OF PYTEST]...
+          --slow  runs the tests marked slow instead of the others
+Example:  launch/test.sh tests/test_cost.py -x
+Paths are taken from the repository root, wherever the script is called from.
+JAX_PLATFORMS=cuda launch/test.sh -m gpu runs the tests that need a GPU.
+TEXT
+}
+
+# shellcheck source=launch/venv.sh
+source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+
+arguments=()
+for argument in "$@"; do
+  case $argument in
+    --help | -h) usage && exit ;;
+    --slow) arguments+=(-m "slow and not gpu") ;;
+    *) arguments+=("$argument") ;;
+  esac
+done
+
+make_venv requirements.txt requirements-test.txt
+cd "$root"
+python=$root/.venv/bin/python
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+exec "$python" -m pytest ${arguments[@]+"${arguments[@]}"}
