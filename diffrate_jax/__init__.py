@@ -1,4 +1,4 @@
-"""DiffRate for JAX: learn how many tokens a vision transformer needs, then run fewer."""
+"""DiffRate for JAX: learn how many tokens each block needs, then run fewer."""
 
 from diffrate_jax.compress import Gathered, Masked
 from diffrate_jax.cost import cost_macs

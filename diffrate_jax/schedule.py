@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffrate_jax.errors import UserError, did_you_mean
+from diffrate_jax.files import write_json
 from diffrate_jax.rates import Kept
 from diffrate_jax.shapes import Geometry
 
@@ -192,18 +192,6 @@ def published_schedule(model: str, target: float | str) -> Schedule:
         )
     record = released[str(target)]
     return Schedule(record["prune"], record["merge"], {"published": str(target)})
-
-
-def write_json(path: str | os.PathLike, record: Any) -> None:
-    """Writes JSON beside `path` and renames it into place, so that no half file stays."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        json.dump(record, file, indent=1)
-        file.write("\n")
-    os.replace(file.name, path)
 
 
 def _counts(values: Sequence[int], name: str) -> tuple[int, ...]:

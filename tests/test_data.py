@@ -7,8 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies
 from PIL import Image
 
 from diffrate_jax.data import open_dataset
@@ -16,33 +15,20 @@ from diffrate_jax.errors import UserError
 
 # Height, width, colours and format of the stored images of `odd_images`.
 ODD_SIZES = (48, 40), (40, 57), (40, 40), (24, 30)
-ODD_KINDS = (
-    ("RGB", "PNG"),
-    ("L", "PNG"),
-    ("RGBA", "PNG"),
-    ("RGB", "JPEG"),
-    ("L", "JPEG"),
-)
-ODD_IMAGES = [(*size, *kind) for size in ODD_SIZES for kind in ODD_KINDS]
+ODD_KINDS = "RGB PNG", "L PNG", "RGBA PNG", "RGB JPEG", "L JPEG"
+ODD_IMAGES = [(*size, *kind.split()) for size in ODD_SIZES for kind in ODD_KINDS]
 
-
-def entries() -> dict:
-    """Entries of an `.npz` whose images begin with their number."""
-    found = {}
-    for split, count in {"train": 23, "test": 10}.items():
-        found[f"{split}_image"] = np.zeros((count, 4, 4, 3), np.uint8)
-        found[f"{split}_image"][:, 0, 0, 0] = np.arange(count)
-        found[f"{split}_label"] = np.arange(count) % 5
-    return found
-
-
-IMAGE, LABEL = entries()["train_image"], entries()["train_label"]
+# Images that hold their number, and the entries of an `.npz`.
+IMAGE = np.repeat(np.arange(23, dtype=np.uint8), 48).reshape(23, 4, 4, 3)
+LABEL = np.arange(23) % 5
+TEST = {"test_image": IMAGE[:10], "test_label": LABEL[:10]}
+ENTRIES = {"train_image": IMAGE, "train_label": LABEL, **TEST}
 
 
 @pytest.fixture(scope="session")
 def arrays(tmp_path_factory):
     path = tmp_path_factory.mktemp("arrays") / "small.npz"
-    np.savez(path, **entries())
+    np.savez(path, **ENTRIES)
     dataset = open_dataset(f"arrays:{path}", image_size=4)
     assert dataset.num_classes == 5
     return dataset
@@ -75,8 +61,9 @@ def trainable(request):
 
 def stored(height: int, width: int, mode: str, file_format: str) -> bytes:
     """An encoded picture of soft edges, the same for all formats."""
-    noise_YXC = np.random.default_rng(0).integers(0, 256, (12, 12, 4)).astype(np.uint8)
-    image = Image.fromarray(noise_YXC, "RGBA").resize((width, height)).convert(mode)
+    noise_YXC = np.random.default_rng(0).integers(50, 206, (12, 12, 4))
+    image = Image.fromarray(noise_YXC.astype(np.uint8), "RGBA")
+    image = image.resize((width, height)).convert(mode)
     file = io.BytesIO()
     image.save(file, file_format, quality=95)
     return file.getvalue()
@@ -87,24 +74,22 @@ def odd_dir(digits_dir) -> str:
     """Adds a dataset of images of all sizes, colours and formats, and one of texts."""
     import tensorflow_datasets as tfds
 
+    # Looking for checksums takes TFDS to a module that it forgets to require.
+    tfds.dataset_builders.AdhocBuilder.url_infos = None
+
+    def store(name: str, features: dict, examples: list[dict]) -> None:
+        features = tfds.features.FeaturesDict(features)
+        splits = {"train": list(enumerate(examples))}
+        options = {"data_dir": digits_dir, "disable_shuffling": True}
+        write = tfds.dataset_builders.store_as_tfds_dataset
+        write(name, "1.0.0", features, splits, **options)
+
     image, label = tfds.features.Image(), tfds.features.ClassLabel(num_classes=20)
     images = [io.BytesIO(stored(*odd_image)) for odd_image in ODD_IMAGES]
     examples = [{"image": x, "label": number} for number, x in enumerate(images)]
-    store("odd_images", {"image": image, "label": label}, examples, digits_dir)
-    store("odd_texts", {"text": tfds.features.Text()}, [{"text": "a"}], digits_dir)
+    store("odd_images", {"image": image, "label": label}, examples)
+    store("odd_texts", {"text": tfds.features.Text()}, [{"text": "a"}])
     return digits_dir
-
-
-def store(name: str, features: dict, examples: list[dict], data_dir: str) -> None:
-    import tensorflow_datasets as tfds
-
-    # Looking for checksums takes TFDS to a module that it forgets to require.
-    tfds.dataset_builders.AdhocBuilder.url_infos = None
-    features = tfds.features.FeaturesDict(features)
-    splits = {"train": list(enumerate(examples))}
-    tfds.dataset_builders.store_as_tfds_dataset(
-        name, "1.0.0", features, splits, data_dir=data_dir, disable_shuffling=True
-    )
 
 
 def take(stream, count: int) -> list[dict]:
@@ -143,13 +128,10 @@ def test_hosts_together_see_the_batch_of_one(trainable, process_count):
     options = {"batch_size": batch_size, "seed": 3, "start": 1}
     whole = take(dataset.batches(split, **options), 5)
     options["process_count"] = process_count
-    hosts = [
-        take(dataset.batches(split, **options, process_index=index), 5)
-        for index in range(process_count)
-    ]
-    np.testing.assert_equal(
-        [joined(parts) for parts in zip(*hosts, strict=True)], whole
-    )
+    ranks = range(process_count)
+    hosts = (dataset.batches(split, **options, process_index=i) for i in ranks)
+    steps = zip(*(take(host, 5) for host in hosts), strict=True)
+    np.testing.assert_equal([joined(shares) for shares in steps], whole)
 
 
 def test_an_epoch_of_training_repeats_nothing(digits):
@@ -159,8 +141,9 @@ def test_an_epoch_of_training_repeats_nothing(digits):
 
 
 @settings(max_examples=30, deadline=None)
-@given(share=st.integers(1, 9), hosts=st.integers(1, 4), size=st.integers(1, 23))
-def test_evaluation_sees_every_example_once(arrays, share, hosts, size):
+@given(strategies.tuples(*(strategies.integers(1, most) for most in (9, 4, 23))))
+def test_evaluation_sees_every_example_once(arrays, numbers):
+    share, hosts, size = numbers
     check_epoch(arrays, f"train[:{size}]", share, hosts, IMAGE[:size])
 
 
@@ -174,16 +157,16 @@ def test_evaluation_sees_every_digit_once(digits, share, hosts):
 def check_epoch(dataset, split, share, hosts, expected) -> None:
     """Hosts yield equal shapes, and the masked examples are those expected."""
     options = {"batch_size": share * hosts, "process_count": hosts}
-    epochs = [
-        list(dataset.epoch(split, **options, process_index=i)) for i in range(hosts)
-    ]
+    epochs = [dataset.epoch(split, **options, process_index=i) for i in range(hosts)]
+    epochs = [list(epoch) for epoch in epochs]
     assert len({len(epoch) for epoch in epochs}) == 1
     batches = list(itertools.chain(*epochs))
     assert {len(batch[key]) for batch in batches for key in batch} == {share}
     every = joined(batches)
     real = every["mask"] == 1
     assert every["mask"].dtype == np.float32
-    assert not every["image"][~real].any() and not every["label"][~real].any()
+    assert not every["image"][~real].any()
+    assert not every["label"][~real].any()
     assert contents(every["image"][real]) == contents(expected)
 
 
@@ -204,18 +187,15 @@ def test_digits_are_split_by_class(digits):
     train, test = (next(digits.epoch(s, batch_size=1200)) for s in ("train", "test"))
     assert train["image"].shape == (1200, 32, 32, 3)
     assert (train["image"].dtype, train["label"].dtype) == (np.uint8, np.int32)
-    train_V, test_V = (
-        np.bincount(batch["label"], weights=batch["mask"]) for batch in (train, test)
-    )
+    train_V = np.bincount(train["label"], weights=train["mask"])
+    test_V = np.bincount(test["label"], weights=test["mask"])
     assert (np.abs(test_V - (train_V + test_V) * 600 / 1797) <= 1).all()
 
 
 def test_digits_made_meanwhile_elsewhere_are_used(tmp_path, monkeypatch, capfd):
     from diffrate_jax.data.digits import Digits
 
-    prepare = Digits.download_and_prepare
-
-    def too_late(builder):
+    def too_late(builder, prepare=Digits.download_and_prepare):
         prepare(builder)
         raise OSError("Directory not empty")
 
@@ -225,18 +205,16 @@ def test_digits_made_meanwhile_elsewhere_are_used(tmp_path, monkeypatch, capfd):
     assert capfd.readouterr().out == ""
 
 
-@pytest.mark.parametrize(("resize", "image_size"), [(None, 40), (28, 24), (40, 32)])
+@pytest.mark.parametrize(("resize", "image_size"), [(None, 40), (32, 24), (60, 56)])
 def test_evaluation_is_pillows_resize_and_central_crop(odd_dir, resize, image_size):
     options = {"image_size": image_size, "resize": resize}
     dataset = open_dataset("odd_images", data_dir=odd_dir, **options)
     batch = next(dataset.epoch("train", batch_size=len(ODD_IMAGES)))
     assert batch["image"].shape[1:] == (image_size, image_size, 3)
     for image_YXC, odd_image in zip(batch["image"], ODD_IMAGES, strict=True):
-        encoded = io.BytesIO(stored(*odd_image))
-        image = Image.open(encoded).convert("RGB")  # drops the alpha channel
-        shape = [
-            side * (resize or image_size) // min(image.size) for side in image.size
-        ]
+        image = Image.open(io.BytesIO(stored(*odd_image))).convert("RGB")
+        shorter = resize or image_size
+        shape = [side * shorter // min(image.size) for side in image.size]
         left, top = (round((side - image_size) / 2) for side in shape)
         expected_YXC = np.asarray(image.resize(shape, Image.Resampling.BICUBIC))
         expected_YXC = expected_YXC[top:, left:][:image_size, :image_size]
@@ -250,14 +228,11 @@ def test_random_crops_of_an_image_differ(cropped):
 
 
 def test_arrays_need_no_tensorflow(tmp_path):
-    np.savez(tmp_path / "small.npz", **entries())
-    program = f"""
-import sys
-from diffrate_jax.data import open_dataset
+    np.savez(tmp_path / "small.npz", **ENTRIES)
+    program = f"""import sys; from diffrate_jax.data import open_dataset
 dataset = open_dataset("arrays:{tmp_path}/small.npz", image_size=4)
 next(dataset.batches("train", batch_size=4, seed=0))
-sys.exit(any(name.startswith("tensorflow") for name in sys.modules))
-"""
+sys.exit(any(name.startswith("tensorflow") for name in sys.modules))"""
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
@@ -278,7 +253,7 @@ sys.exit(any(name.startswith("tensorflow") for name in sys.modules))
 )
 def test_bad_arrays_are_refused_in_a_sentence(tmp_path, changes, sentence):
     path = tmp_path / "bad.npz"
-    np.savez(path, **{**entries(), **changes})
+    np.savez(path, **{**ENTRIES, **changes})
     with pytest.raises(UserError, match=sentence):
         open_dataset(f"arrays:{path}", image_size=4)
 

@@ -46,7 +46,6 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        test_N = _stratified(digits.target, _NUM_TEST)
         images_NYX, labels_N = digits.images, digits.target
         test_N = _stratified(labels_N, _NUM_TEST)
         return {
@@ -87,7 +86,7 @@ def _stratified(labels_N: np.ndarray, count: int) -> np.ndarray:
     other, and picked at even distances.
     """
     size = len(labels_N)
-    order_N = np.random.Generator(np.random.Philox(_SPLIT_SEED)).permutation(size)
+    order_N = np.argsort(np.random.Philox(_SPLIT_SEED).random_raw(size), kind="stable")
     order_N = order_N[np.argsort(labels_N[order_N], kind="stable")]
     chosen_N = np.diff(np.arange(size + 1) * count // size) == 1
     mask_N = np.zeros(size, bool)

@@ -1,0 +1,136 @@
+"""Hand-made schedules: by name for the programs, and at a given cost to compare with."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from diffrate_jax.budget import fit_to_budget, parse_budget
+from diffrate_jax.compress import Gathered
+from diffrate_jax.cost import HasCost, cost_macs
+from diffrate_jax.errors import UserError
+from diffrate_jax.models.vit import Compression
+from diffrate_jax.schedule import Schedule, published_schedule
+from diffrate_jax.tome import ToMe
+
+# A baseline may cost as much as what it is compared with, and this share more.
+DEARER = 0.01
+NUM_RANDOM = 5
+
+
+def parse_compression(text: str, model: HasCost, name: str) -> Compression | None:
+    """Reads what `--schedule` takes.
+
+    Args:
+        text: "none", "published:2.9", "tome:8", "uniform:60%", or a path.
+        model: the schedule is for.
+        name: of the model's preset, for published schedules.
+
+    Returns:
+        The compression; None is the dense model.
+
+    Raises:
+        UserError: none of these, or it does not fit the model.
+    """
+    kind, _, value = text.partition(":")
+    if text == "none":
+        return None
+    if kind == "published":
+        compression = Gathered(published_schedule(name, value))
+    elif kind == "tome":
+        compression = ToMe(_whole(value))
+    elif kind == "uniform":
+        macs = parse_budget(value, model).macs
+        compression = Gathered(fit_to_budget(uniform(model), model, macs))
+    elif Path(text).exists():
+        compression = Gathered(Schedule.load(text))
+    else:
+        raise UserError(
+            f"a schedule is none, published:2.9, tome:8, uniform:60% or the path of a "
+            f"file that exists, got {text!r}"
+        )
+    compression.kept(model.geometry)
+    return compression
+
+
+def uniform(model: HasCost) -> Schedule:
+    """Returns a merge-only schedule that loses tokens evenly over the free blocks."""
+    geometry = model.geometry
+    left = np.cumsum(geometry.compress) / (sum(geometry.compress) + 1)
+    removed = np.rint(geometry.num_patches * left).astype(int)
+    return Schedule(None, (geometry.num_tokens - removed).tolist())
+
+
+def baselines(model: HasCost, macs: int, seed: int = 0) -> dict[str, Compression]:
+    """Returns the baselines at a cost: none cheaper, none more than 1 % dearer.
+
+    Args:
+        model: with geometry and cost terms.
+        macs: multiply-accumulates of what they are compared with.
+        seed: of the random schedules.
+
+    Raises:
+        UserError: no member of a family costs that much.
+    """
+    constant = cheapest(model, macs, constant_removals(model))
+    counts = ToMe(constant).schedule(model.geometry).merge
+    dense = (model.geometry.num_tokens,) * model.geometry.depth
+    found: dict[str, Compression] = {
+        "ToMe constant": ToMe(constant),
+        "ToMe decreasing": ToMe(cheapest(model, macs, decreasing_removals(model))),
+        "prune only": Gathered(Schedule(counts, dense)),
+        "merge only": Gathered(Schedule(None, counts)),
+    }
+    rng = np.random.default_rng(seed)
+    for number in range(1, NUM_RANDOM + 1):
+        schedule = random_schedule(model, macs, rng)
+        found[f"random {number}"] = Gathered(schedule)
+    return found
+
+
+def constant_removals(model: HasCost) -> Iterator[tuple[int, ...]]:
+    """Yields r per block: the same in all, or r + 1 in the first or last few."""
+    depth = model.geometry.depth
+    for r in range(model.geometry.num_patches):
+        for more in range(depth):
+            yield (r + 1,) * more + (r,) * (depth - more)
+            yield (r,) * (depth - more) + (r + 1,) * more
+
+
+def decreasing_removals(model: HasCost) -> Iterator[tuple[int, ...]]:
+    """Yields r per block falling in a line to 0, as ToMe's decreasing schedule does."""
+    falling = np.linspace(1, 0, model.geometry.depth)
+    for first in np.arange(0, model.geometry.num_patches, 1 / 16):
+        yield tuple((first * falling).astype(int).tolist())
+
+
+def cheapest(
+    model: HasCost, macs: int, removals: Iterator[Sequence[int]]
+) -> tuple[int, ...]:
+    """Returns the removals of least cost that still cost `macs` or more."""
+    priced = {r: cost_macs(model, ToMe(r)) for r in map(tuple, removals)}
+    allowed = [r for r in priced if macs <= priced[r] <= macs * (1 + DEARER)]
+    if not allowed:
+        raise UserError(
+            f"no ToMe schedule costs {macs / 1e9:.4g} GMACs to within {DEARER:.0%}; "
+            "choose another target"
+        )
+    return min(allowed, key=lambda r: (priced[r], r))
+
+
+def random_schedule(
+    model: HasCost, macs: int, rng: np.random.Generator
+) -> Schedule:
+    """Returns sorted uniform draws, alternately prune and merge counts, at the cost."""
+    geometry = model.geometry
+    draws = -np.sort(-rng.uniform(0, geometry.num_patches, 2 * geometry.depth))
+    counts = geometry.prefix_tokens + np.ceil(draws).astype(int)
+    drawn = Schedule(counts[::2].tolist(), counts[1::2].tolist())
+    for dearer in np.linspace(0.001, DEARER, 10):
+        schedule = fit_to_budget(drawn, model, macs * (1 + dearer))
+        if cost_macs(model, schedule) >= macs:
+            return schedule
+    raise UserError(
+        f"no schedule costs {macs / 1e9:.4g} GMACs to within {DEARER:.0%}; choose "
+        "another target"
+    )

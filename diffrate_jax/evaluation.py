@@ -1,0 +1,185 @@
+"""Exact evaluation: every example of a split counted once, on any number of devices."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from diffrate_jax import parallel
+from diffrate_jax.cost import cost_macs
+from diffrate_jax.data import Dataset
+from diffrate_jax.data.augment import Colour, normalise
+from diffrate_jax.errors import UserError
+from diffrate_jax.files import Json
+from diffrate_jax.models import Params, forward
+from diffrate_jax.models.vit import Compression, ViT
+from diffrate_jax.progress import track
+from diffrate_jax.shapes import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What a model reaches on a split.
+
+    Attributes:
+        count: examples counted; the size of the split.
+        top1: share whose first guess is right, in percent.
+        top5: share with the label among the first five, in percent.
+        loss: mean cross entropy.
+        images_per_second: of the evaluation, input included, after the first batch.
+        correct: "1" or "0" for each of this host's examples, in order.
+    """
+
+    count: int
+    top1: float
+    top5: float
+    loss: float
+    images_per_second: float
+    correct: str
+
+
+class Evaluator:
+    """Evaluates schedules of one model on one split, in batches over all devices."""
+
+    def __init__(
+        self,
+        model: ViT,
+        params: Params,
+        dataset: Dataset,
+        split: str,
+        *,
+        batch_size: int,
+        mean: Colour,
+        std: Colour,
+    ) -> None:
+        parallel.check_batch_size(batch_size)
+        if dataset.num_classes != model.num_classes:
+            raise UserError(
+                f"the model tells {model.num_classes} classes apart, {dataset.name} "
+                f"has {dataset.num_classes}; use a model made for the dataset"
+            )
+        self._model, self._colours = model, (mean, std)
+        self._params = parallel.replicate(params)
+        self._dataset, self._split, self._batch_size = dataset, split, batch_size
+
+    def score(self, compression: Compression | None, name: str = "evaluate") -> Score:
+        """Returns what the model reaches with a compression in place.
+
+        Raises:
+            UserError: the split is empty, or not every example was counted once.
+        """
+        size = self._dataset.size(self._split)
+        step = parallel.pmap_step(
+            eval_step(self._model, compression, *self._colours), donate_state=False
+        )
+        sums, correct, clock = np.zeros(4), [], Clock()
+        with track(size, name, unit="image") as bar:
+            for batch in self._batches():
+                found, right = step((), self._params, parallel.shard(batch))
+                sums += np.asarray(found, np.float64)
+                correct.append(np.asarray(right)[batch["mask"] == 1])
+                clock.count(self._batch_size)
+                bar.update(min(self._batch_size, size - bar.n))
+        return self._score(sums, correct, clock, size)
+
+    def _batches(self):
+        return self._dataset.epoch(
+            self._split,
+            batch_size=self._batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def _score(
+        self, sums: np.ndarray, correct: list[np.ndarray], clock: "Clock", size: int
+    ) -> Score:
+        count = round(sums[0])
+        if count != size or not size:
+            raise UserError(
+                f"expected to count each of the {size} examples of {self._split!r} "
+                f"once, counted {count}; the dataset is empty or damaged: prepare it "
+                "again"
+            )
+        top1, top5, loss = sums[1:] / count
+        digits = "".join("01"[int(x)] for x in np.concatenate(correct))
+        return Score(count, 100 * top1, 100 * top5, loss, clock.rate(), digits)
+
+
+class Clock:
+    """Images per second, without the first batch: it compiles."""
+
+    def __init__(self) -> None:
+        self._began, self._images = None, 0
+
+    def count(self, images: int) -> None:
+        """Takes note that so many images are done."""
+        if self._began is None:
+            self._began = time.perf_counter()
+        else:
+            self._images += images
+
+    def rate(self) -> float:
+        """Returns images per second; 0 if there was only one batch."""
+        if not self._images:
+            return 0.0
+        return self._images / (time.perf_counter() - self._began)
+
+
+def eval_step(
+    model: ViT, compression: Compression | None, mean: Colour, std: Colour
+) -> Callable[[tuple, Params, dict[str, Array]], tuple[Array, Array]]:
+    """Returns the plain function of one evaluation step.
+
+    It returns (count, top-1, top-5, loss) summed over all devices, and for each of
+    this host's examples whether the first guess was right.
+    """
+
+    def step(
+        _: tuple, params: Params, batch: dict[str, Array]
+    ) -> tuple[Array, Array]:
+        images = normalise(batch["image"], mean, std)
+        logits_BV = forward(model, params, images, compression).logits
+        label_B, mask_B = batch["label"], batch["mask"]
+        loss_B = optax.softmax_cross_entropy_with_integer_labels(logits_BV, label_B)
+        rank_B = rank_of_label(logits_BV, label_B)
+        right_B = (rank_B < 1).astype(jnp.float32)
+        rows = (jnp.ones_like(mask_B), right_B, (rank_B < 5).astype(jnp.float32), loss_B)
+        sums = jnp.stack([jnp.sum(row * mask_B) for row in rows])
+        return parallel.total(sums), parallel.every_example(right_B)
+
+    return step
+
+
+def rank_of_label(logits_BV: Array, label_B: Array) -> Array:
+    """Returns how many classes come before the label [B]; ties to the lower class."""
+    own_B1 = jnp.take_along_axis(logits_BV, label_B[:, None], axis=1)
+    lower_BV = jnp.arange(logits_BV.shape[1]) < label_B[:, None]
+    before_BV = (logits_BV > own_B1) | ((logits_BV == own_B1) & lower_BV)
+    return jnp.sum(before_BV, axis=1)
+
+
+def score_row(
+    name: str, model: ViT, compression: Compression | None, score: Score
+) -> dict[str, Json]:
+    """Returns one row of an evaluation's JSON: what ran, what it costs, what it reaches."""
+    from diffrate_jax.tome import ToMe
+
+    if isinstance(compression, ToMe):
+        schedule = compression.schedule(model.geometry)
+    else:
+        schedule = compression.schedule if compression else None
+    dense, macs = cost_macs(model, None), cost_macs(model, schedule)
+    row = dataclasses.asdict(score)
+    tokens = [model.geometry.num_tokens] * model.depth
+    return {
+        "name": name,
+        "rule": "tome" if isinstance(compression, ToMe) else "diffrate",
+        "prune": list(schedule.prune) if schedule and schedule.prune else None,
+        "merge": list(schedule.merge) if schedule else tokens,
+        "macs": macs,
+        "fraction": macs / dense,
+    } | row

@@ -1,0 +1,35 @@
+"""Files that appear whole or not at all."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from diffrate_jax.errors import UserError
+
+Json = dict | list | str | int | float | bool | None
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes beside `path` and renames into place; makes the folder if need be.
+
+    Raises:
+        UserError: the place cannot be written to.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            file.write(text)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; give a place that can be written"
+        ) from error
+
+
+def write_json(path: str | os.PathLike, record: Json) -> None:
+    """Writes JSON atomically, see `write_text`."""
+    write_text(path, json.dumps(record, indent=1) + "\n")

@@ -1,0 +1,165 @@
+"""The loop that search and training share: steps, metrics, checkpoints, resuming."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffrate_jax import parallel
+from diffrate_jax.checkpoint import Checkpoints
+from diffrate_jax.errors import UserError
+from diffrate_jax.files import Json
+from diffrate_jax.metrics import MetricsLog
+from diffrate_jax.progress import track
+
+State = Any
+Values = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """How to run steps.
+
+    Attributes:
+        what: name shown by the progress bar.
+        steps: number of steps of the whole run.
+        workdir: for checkpoints and metrics; None keeps everything in memory.
+        checkpoint_every: steps between checkpoints.
+        log_every: steps between lines of metrics.
+        describe: returns what the progress bar shows of a step's values.
+    """
+
+    what: str
+    steps: int
+    workdir: Path | None = None
+    checkpoint_every: int = 100
+    log_every: int = 10
+    describe: Callable[[Values], str] = lambda values: f"loss {values['loss']:.3f}"
+
+    def run(
+        self,
+        step: Callable[..., tuple[State, Values]],
+        state: State,
+        constants: Any,
+        batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
+    ) -> State:
+        """Runs all steps that are left and returns the last state as host arrays.
+
+        Args:
+            step: plain function of (state, constants, batch); reduces its own values.
+            state: to start from, if there is no checkpoint.
+            constants: whole on every device, unchanged.
+            batches: returns this host's batches from a given step onward.
+
+        Raises:
+            UserError: a loss that is not finite, or batches that run out.
+        """
+        if self.workdir is None:
+            return self._run(step, state, constants, batches, None)
+        with Checkpoints(self.workdir / "checkpoints") as checkpoints:
+            return self._run(step, state, constants, batches, checkpoints)
+
+    def _run(
+        self,
+        step: Callable[..., tuple[State, Values]],
+        state: State,
+        constants: Any,
+        batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
+        checkpoints: Checkpoints | None,
+    ) -> State:
+        start = 0
+        if checkpoints is not None and checkpoints.latest is not None:
+            start, state = checkpoints.latest, checkpoints.restore(state)
+        if start >= self.steps:
+            return jax.device_get(state)
+        report = Reporter(self, start)
+        step = parallel.pmap_step(step)
+        state, constants = parallel.replicate(state), parallel.replicate(constants)
+        stream, values = batches(start), None
+        for index in range(start, self.steps):
+            batch = self._next(stream, index)
+            new_state, new_values = step(state, constants, parallel.shard(batch))
+            # Only now does the host wait for the step before: the devices have work.
+            report.finished(index, values, len(batch["image"]))
+            state, values = new_state, new_values
+            done = index + 1
+            if checkpoints is not None and self._saves(done):
+                check_finite(values, done)
+                checkpoints.save(done, state)
+        report.finished(self.steps, values, len(batch["image"]))
+        report.close()
+        return jax.device_get(state)
+
+    def _saves(self, done: int) -> bool:
+        return done % self.checkpoint_every == 0 or done == self.steps
+
+    def _next(
+        self, stream: Iterator[dict[str, np.ndarray]], index: int
+    ) -> dict[str, np.ndarray]:
+        try:
+            return next(stream)
+        except StopIteration as error:
+            raise UserError(
+                f"the batches ended after {index} of {self.steps} steps; give an "
+                "iterator that goes on, or fewer steps"
+            ) from error
+
+
+class Reporter:
+    """Writes metrics and moves the progress bar, one step behind the devices."""
+
+    def __init__(self, loop: Loop, start: int) -> None:
+        self._loop, self._log = loop, None
+        if loop.workdir is not None:
+            self._log = MetricsLog(loop.workdir / "metrics.jsonl", start)
+        self._bar = track(loop.steps, loop.what, start=start)
+        self._last = (time.perf_counter(), start)
+
+    def finished(self, done: int, values: Values | None, batch_size: int) -> None:
+        """Takes the values of step number `done`, counted from 1; None: no step yet."""
+        if values is None:
+            return
+        values = jax.device_get(values)
+        check_finite(values, done)
+        self._bar.update()
+        if done % self._loop.log_every and done != self._loop.steps:
+            return
+        now, (then, before) = time.perf_counter(), self._last
+        self._last = (now, done)
+        rate = batch_size * jax.process_count() * (done - before) / (now - then)
+        self._bar.set_postfix_str(
+            f"{rate:.0f} images/s, {self._loop.describe(values)}", refresh=False
+        )
+        if self._log is not None:
+            record = {"step": done, **values, "images_per_second": round(rate, 1)}
+            self._log.write({name: plain(value) for name, value in record.items()})
+
+    def close(self) -> None:
+        """Ends the progress bar."""
+        self._bar.close()
+
+
+def check_finite(values: Values, done: int) -> None:
+    """Stops at a loss that is not finite.
+
+    Raises:
+        UserError: naming the step.
+    """
+    if not math.isfinite(values["loss"]):
+        raise UserError(
+            f"the loss of step {done} is not finite; the last checkpoint is kept: "
+            "lower the learning rate or check weights and data, then run again"
+        )
+
+
+def plain(value: Any) -> Json:
+    """Returns a value as JSON knows it; counts become integers."""
+    value = np.asarray(value)
+    if value.ndim:
+        return np.rint(value).astype(int).tolist()
+    return value.item()

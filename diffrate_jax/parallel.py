@@ -1,0 +1,79 @@
+"""Data parallelism: pmap over the local devices, all reductions in one place.
+
+A step is written once as a plain function of (state, constants, batch) and wrapped
+here. State and constants live whole on every device, without a leading axis.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from diffrate_jax.errors import UserError
+
+AXIS = "devices"
+Tree = Any
+
+
+def pmap_step(step: Callable[..., Tree], *, donate_state: bool = True) -> Callable:
+    """Wraps `step(state, constants, batch)` over the local devices.
+
+    What it returns must be equal on all devices: reduce with `mean` or `total`.
+    """
+    return jax.pmap(
+        step,
+        axis_name=AXIS,
+        in_axes=(None, None, 0),
+        out_axes=None,
+        donate_argnums=(0,) if donate_state else (),
+    )
+
+
+def mean(tree: Tree) -> Tree:
+    """Returns the mean over all devices of all hosts, inside a step."""
+    return jax.lax.pmean(tree, AXIS)
+
+
+def total(tree: Tree) -> Tree:
+    """Returns the sum over all devices of all hosts, inside a step."""
+    return jax.lax.psum(tree, AXIS)
+
+
+def every_example(tree: Tree) -> Tree:
+    """Returns the examples of this host's devices in order, inside a step."""
+    return jax.lax.all_gather(tree, AXIS, tiled=True)
+
+
+def replicate(tree: Tree) -> Tree:
+    """Copies a tree of host arrays whole onto every local device."""
+    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+    # From host numpy: a donated buffer must belong to the step alone.
+    return jax.device_put(jax.device_get(tree), NamedSharding(mesh, PartitionSpec()))
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuses a global batch that the devices cannot share equally.
+
+    Raises:
+        UserError: not a positive multiple of the number of devices.
+    """
+    devices = jax.device_count()
+    if batch_size < 1 or batch_size % devices:
+        raise UserError(
+            f"batch_size must be a positive multiple of the {devices} devices, "
+            f"got {batch_size}; change it, or the number of devices"
+        )
+
+
+def shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Splits this host's part of a batch over its devices [devices, b, ...].
+
+    Adds `index`, each example's number in the global batch, so that randomness can
+    belong to the example and not to the device.
+    """
+    devices, size = jax.local_device_count(), len(batch["image"])
+    index_B = np.arange(size, dtype=np.int32) + jax.process_index() * size
+    split = lambda x: np.asarray(x).reshape(devices, size // devices, *x.shape[1:])  # noqa: E731
+    return {name: split(x) for name, x in (batch | {"index": index_B}).items()}

@@ -1,0 +1,82 @@
+"""JSON objects that come from outside, read into dataclasses field by field."""
+
+import dataclasses
+import functools
+import math
+import reprlib
+from collections.abc import Callable, Mapping
+from typing import Any, NewType, TypeVar
+
+from diffrate_jax.errors import UserError
+
+Positive = NewType("Positive", int)
+Record = TypeVar("Record")
+
+
+def read_record(
+    kind: type[Record], record: Any, where: str, given: Mapping[str, Any]
+) -> Record:
+    """Makes a dataclass of a JSON object; its annotations say what the values must be.
+
+    Keys that the dataclass does not know are left out.
+
+    Args:
+        where: file, and place in it, for the sentence of an error.
+        given: fields that do not stand in the JSON object.
+
+    Raises:
+        UserError: not an object, a field is missing, or has a value of another kind.
+    """
+    if not isinstance(record, dict):
+        raise UserError(
+            f"{where}: expected a JSON object, found {reprlib.repr(record)}; {_AGAIN}"
+        )
+    values = dict(given)
+    for field in dataclasses.fields(kind):
+        if field.name not in given:
+            words, fits = _KINDS[field.type]
+            missing = field.name not in record
+            if missing and field.default is dataclasses.MISSING:
+                raise wrong_value(where, field.name, words, "nothing")
+            value = field.default if missing else record[field.name]
+            if not fits(value):
+                raise wrong_value(where, field.name, words, value)
+            values[field.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
+
+
+def wrong_value(where: str, key: str, expected: str, found: Any) -> UserError:
+    """Returns the error for a value of a file that is not as expected."""
+    return UserError(
+        f"{where}: {key!r} must be {expected}, found {reprlib.repr(found)}; {_AGAIN}"
+    )
+
+
+def is_whole(value: Any) -> bool:
+    """Returns whether a JSON value is an integer from 0 on; true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    return real and math.isfinite(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _all(check: Callable[[Any], bool], values: Any) -> bool:
+    return isinstance(values, list) and bool(values) and all(map(check, values))
+
+
+_AGAIN = "write the file again with the program that made it"
+_KINDS: Mapping[Any, tuple[str, Callable[[Any], bool]]] = {
+    str: ("text", _is_text),
+    str | None: ("text or null", lambda value: value is None or _is_text(value)),
+    int: ("a whole number", is_whole),
+    Positive: ("a whole number above 0", lambda value: is_whole(value) and value > 0),
+    float: ("a finite number", _is_number),
+    tuple[float, ...]: ("a list of numbers", functools.partial(_all, _is_number)),
+    dict[str, Any]: ("a JSON object", lambda value: isinstance(value, dict)),
+}
