@@ -1,4 +1,4 @@
-"""Hand-made schedules: by name for the programs, and at a given cost to compare with."""
+"""Hand-made schedules: by name for the programs, and at a cost to compare with."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,7 +38,7 @@ def parse_compression(text: str, model: HasCost, name: str) -> Compression | Non
     if kind == "published":
         compression = Gathered(published_schedule(name, value))
     elif kind == "tome":
-        compression = ToMe(_whole(value))
+        compression = ToMe(whole_number(value))
     elif kind == "uniform":
         macs = parse_budget(value, model).macs
         compression = Gathered(fit_to_budget(uniform(model), model, macs))
@@ -51,6 +51,20 @@ def parse_compression(text: str, model: HasCost, name: str) -> Compression | Non
         )
     compression.kept(model.geometry)
     return compression
+
+
+def whole_number(text: str) -> int:
+    """Returns the r of "tome:r".
+
+    Raises:
+        UserError: not an integer.
+    """
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UserError(
+            f"tome:r takes the whole number of tokens removed per block, got {text!r}"
+        ) from error
 
 
 def uniform(model: HasCost) -> Schedule:
@@ -118,9 +132,7 @@ def cheapest(
     return min(allowed, key=lambda r: (priced[r], r))
 
 
-def random_schedule(
-    model: HasCost, macs: int, rng: np.random.Generator
-) -> Schedule:
+def random_schedule(model: HasCost, macs: int, rng: np.random.Generator) -> Schedule:
     """Returns sorted uniform draws, alternately prune and merge counts, at the cost."""
     geometry = model.geometry
     draws = -np.sort(-rng.uniform(0, geometry.num_patches, 2 * geometry.depth))

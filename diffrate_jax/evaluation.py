@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,16 @@ import optax
 
 from diffrate_jax import parallel
 from diffrate_jax.cost import cost_macs
-from diffrate_jax.data import Dataset
+from diffrate_jax.data import Batch, Dataset
 from diffrate_jax.data.augment import Colour, normalise
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import Json
 from diffrate_jax.models import Params, forward
 from diffrate_jax.models.vit import Compression, ViT
 from diffrate_jax.progress import track
+from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Array
+from diffrate_jax.tome import ToMe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Evaluator:
                 bar.update(min(self._batch_size, size - bar.n))
         return self._score(sums, correct, clock, size)
 
-    def _batches(self):
+    def _batches(self) -> Iterator[Batch]:
         return self._dataset.epoch(
             self._split,
             batch_size=self._batch_size,
@@ -138,16 +140,19 @@ def eval_step(
     this host's examples whether the first guess was right.
     """
 
-    def step(
-        _: tuple, params: Params, batch: dict[str, Array]
-    ) -> tuple[Array, Array]:
+    def step(_: tuple, params: Params, batch: dict[str, Array]) -> tuple[Array, Array]:
         images = normalise(batch["image"], mean, std)
         logits_BV = forward(model, params, images, compression).logits
         label_B, mask_B = batch["label"], batch["mask"]
         loss_B = optax.softmax_cross_entropy_with_integer_labels(logits_BV, label_B)
         rank_B = rank_of_label(logits_BV, label_B)
         right_B = (rank_B < 1).astype(jnp.float32)
-        rows = (jnp.ones_like(mask_B), right_B, (rank_B < 5).astype(jnp.float32), loss_B)
+        rows = (
+            jnp.ones_like(mask_B),
+            right_B,
+            (rank_B < 5).astype(jnp.float32),
+            loss_B,
+        )
         sums = jnp.stack([jnp.sum(row * mask_B) for row in rows])
         return parallel.total(sums), parallel.every_example(right_B)
 
@@ -165,21 +170,18 @@ def rank_of_label(logits_BV: Array, label_B: Array) -> Array:
 def score_row(
     name: str, model: ViT, compression: Compression | None, score: Score
 ) -> dict[str, Json]:
-    """Returns one row of an evaluation's JSON: what ran, what it costs, what it reaches."""
-    from diffrate_jax.tome import ToMe
-
-    if isinstance(compression, ToMe):
-        schedule = compression.schedule(model.geometry)
-    else:
-        schedule = compression.schedule if compression else None
-    dense, macs = cost_macs(model, None), cost_macs(model, schedule)
-    row = dataclasses.asdict(score)
-    tokens = [model.geometry.num_tokens] * model.depth
+    """Returns one row of an evaluation's JSON: what ran, its cost, what it reaches."""
+    is_tome = isinstance(compression, ToMe)
+    schedule = Schedule.dense(model.geometry)
+    if compression is not None:
+        schedule = Schedule.from_kept(compression.kept(model.geometry))
+    macs = cost_macs(model, schedule)
     return {
         "name": name,
-        "rule": "tome" if isinstance(compression, ToMe) else "diffrate",
-        "prune": list(schedule.prune) if schedule and schedule.prune else None,
-        "merge": list(schedule.merge) if schedule else tokens,
+        "rule": "tome" if is_tome else "diffrate",
+        "prune": None if schedule.prune is None else list(schedule.prune),
+        "merge": list(schedule.merge),
         "macs": macs,
-        "fraction": macs / dense,
-    } | row
+        "fraction": macs / cost_macs(model, None),
+        **dataclasses.asdict(score),
+    }

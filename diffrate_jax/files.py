@@ -33,3 +33,19 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, record: Json) -> None:
     """Writes JSON atomically, see `write_text`."""
     write_text(path, json.dumps(record, indent=1) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> Json:
+    """Reads JSON.
+
+    Raises:
+        UserError: no such file, or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path}: {error.strerror}; give a file that exists"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}; write it again") from error

@@ -225,6 +225,6 @@ def describe(values: Values, budget: Budget) -> str:
     """Returns what the progress bar shows: cost against target and the counts."""
     counts = " ".join(str(round(float(count))) for count in values["merge"])
     return (
-        f"loss {values['loss']:.3f}, cost {values["macs"] / budget.macs:.1%} of target,"
+        f"loss {values['loss']:.3f}, cost {values['macs'] / budget.macs:.1%} of target,"
         f" kept {counts}"
     )

@@ -1,7 +1,6 @@
 """JSON objects that come from outside, read into dataclasses field by field."""
 
 import dataclasses
-import functools
 import math
 import reprlib
 from collections.abc import Callable, Mapping
@@ -10,6 +9,7 @@ from typing import Any, NewType, TypeVar
 from diffrate_jax.errors import UserError
 
 Positive = NewType("Positive", int)
+PositiveFloat = NewType("PositiveFloat", float)
 Record = TypeVar("Record")
 
 
@@ -66,8 +66,8 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _all(check: Callable[[Any], bool], values: Any) -> bool:
-    return isinstance(values, list) and bool(values) and all(map(check, values))
+def _is_above(value: Any) -> bool:
+    return _is_number(value) and value > 0
 
 
 _AGAIN = "write the file again with the program that made it"
@@ -77,6 +77,10 @@ _KINDS: Mapping[Any, tuple[str, Callable[[Any], bool]]] = {
     int: ("a whole number", is_whole),
     Positive: ("a whole number above 0", lambda value: is_whole(value) and value > 0),
     float: ("a finite number", _is_number),
-    tuple[float, ...]: ("a list of numbers", functools.partial(_all, _is_number)),
+    PositiveFloat: ("a number above 0", _is_above),
+    tuple[PositiveFloat, ...]: (
+        "a list of numbers above 0",
+        lambda value: isinstance(value, list) and value and all(map(_is_above, value)),
+    ),
     dict[str, Any]: ("a JSON object", lambda value: isinstance(value, dict)),
 }

@@ -10,7 +10,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from diffrate_jax.errors import UserError
-from diffrate_jax.records import Positive, is_whole, read_record, wrong_value
+from diffrate_jax.records import (
+    Positive,
+    PositiveFloat,
+    is_whole,
+    read_record,
+    wrong_value,
+)
 from diffrate_jax.schedule import FORMAT, Schedule
 
 Step = TypeVar("Step")
@@ -53,11 +59,11 @@ class BenchmarkRow:
 
     name: str
     macs: Positive
-    images_per_second: float
-    seconds: tuple[float, ...]
+    images_per_second: PositiveFloat
+    seconds: tuple[PositiveFloat, ...]
     compile_seconds: float
-    speedup: float
-    efficiency: float
+    speedup: PositiveFloat
+    efficiency: PositiveFloat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +150,7 @@ def bootstrap_difference(
     samples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """Returns accuracy a − b in percentage points, and its 95 % bootstrap interval.
+    """Returns accuracy a − b in percentage points, and its 95% bootstrap interval.
 
     The images are drawn again with replacement, the same for a and b. Only how often
     each difference occurs matters, so one multinomial draw stands for all images.
@@ -233,7 +239,9 @@ def _curves(
 ) -> dict[str, tuple[Step, ...]]:
     curves = {}
     for path, lines in logs.items():
-        if ("target_macs" in lines[0]) == search:
+        # Only search has a target; anything but an object is refused when it is read.
+        has_target = isinstance(lines[0], dict) and "target_macs" in lines[0]
+        if has_target == search:
             read = [
                 read_record(kind, line, f"{path}, line {number}", {})
                 for number, line in enumerate(lines, 1)

@@ -1,7 +1,8 @@
-"""Speed: programs timed in turn in one run, so that noise falls on all of them alike."""
+"""Speed: programs timed in turn in one run, so that noise falls on all alike."""
 
 import dataclasses
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -59,7 +60,7 @@ def time_in_turn(
     return [timing_row(case, cases[0], seconds, batch_size) for case in cases]
 
 
-def track_rounds(rounds: int):
+def track_rounds(rounds: int) -> Iterator[int]:
     """Yields round numbers under a progress bar."""
     with track(rounds, "benchmark", unit="round") as bar:
         for index in range(rounds):

@@ -104,7 +104,12 @@ def match(
     similarity_BSK = jnp.einsum("BSD,BKD->BSK", unit(source_BSD), unit(destination_BKD))
     if allowed_BK is not None:
         similarity_BSK = jnp.where(allowed_BK[:, None, :], similarity_BSK, -jnp.inf)
-    return jnp.argmax(similarity_BSK, axis=-1), jnp.max(similarity_BSK, axis=-1)
+    best_BS = jnp.max(similarity_BSK, axis=-1)
+    # Two plain reductions run in vector registers on CPU; argmax does not.
+    position_BSK = jax.lax.broadcasted_iota(jnp.int32, similarity_BSK.shape, 2)
+    is_best_BSK = similarity_BSK == best_BS[..., None]
+    index_BS = jnp.min(jnp.where(is_best_BSK, position_BSK, 0x7FFFFFFF), axis=-1)
+    return index_BS, best_BS
 
 
 def fold(

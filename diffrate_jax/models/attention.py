@@ -2,12 +2,37 @@
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from diffrate_jax.shapes import Array
 from diffrate_jax.tokens import Attended, at_least_float32
 
 # exp(80) times any float32 sum of tokens stays finite.
 LARGEST_EXPONENT = 80.0
+
+
+@struct.dataclass
+class Weights:
+    """Softmax in factors: query n gives key m the weight exp_nm · share_m / total_n.
+
+    What belongs to a key, its size and whether it lives, multiplies the values [M, E]
+    and never the map [N, M]. So the gradient of sizes and mask comes out of a product
+    that backpropagation needs anyway, not out of sums over maps, which halves the
+    cost of attention in search; and dividing last saves a pass over the map.
+
+    Attributes:
+        exp: exponentials of the scores [B, H, N, M].
+        share: what a key counts for [B, M]: its size, 0 where it is dead.
+        own: what a dead query gives to itself [B, H, N, 1]; None: all alive.
+        total: sums over the keys [B, H, N, 1].
+        floor: what every key gets besides (epsilon of the published form).
+    """
+
+    exp: Array
+    share: Array
+    own: Array | None
+    total: Array
+    floor: float = struct.field(pytree_node=False)
 
 
 def attend(
@@ -35,63 +60,100 @@ def attend(
     Returns:
         The mixed values [B, H, N, E] and what compression may see.
     """
-    scale = query_BHNE.shape[-1] ** -0.5
-    score_BHNM = jnp.einsum("BHNE,BHME->BHNM", query_BHNE * scale, key_BHNE)
+    query_BHNE = query_BHNE * query_BHNE.shape[-1] ** -0.5
+    score_BHNM = jnp.einsum("BHNE,BHME->BHNM", query_BHNE, key_BHNE)
     score_BHNM = score_BHNM.astype(at_least_float32(score_BHNM))
-    if size_BN is not None:
-        score_BHNM += jnp.log(size_BN)[:, None, None, :]
-    if alive_BN is None:
-        weight_BHNM = jax.nn.softmax(score_BHNM, axis=-1)
-    else:
-        weight_BHNM = masked_softmax(score_BHNM, alive_BN, epsilon)
-    mixed_BHNE = jnp.einsum(
-        "BHNM,BHME->BHNE", weight_BHNM.astype(value_BHNE.dtype), value_BHNE
-    )
-    importance_BN = importance(
-        jax.lax.stop_gradient(weight_BHNM), alive_BN, prefix_tokens
-    )
+    if size_BN is None:
+        size_BN = jnp.ones(score_BHNM.shape[::3], score_BHNM.dtype)
+    own_BHN1 = None
+    if alive_BN is not None:
+        own_BHN1 = jnp.sum(query_BHNE * key_BHNE, axis=-1, keepdims=True)
+    weights = soften(score_BHNM, own_BHN1, size_BN, alive_BN, epsilon)
+    importance_BN = importance(jax.lax.stop_gradient(weights), alive_BN, prefix_tokens)
     keys_BNE = jax.lax.stop_gradient(jnp.mean(key_BHNE, axis=1))
-    return mixed_BHNE, Attended(importance_BN, keys_BNE)
+    return mix(weights, value_BHNE), Attended(importance_BN, keys_BNE)
 
 
-def masked_softmax(score_BHNM: Array, alive_BN: Array, epsilon: float) -> Array:
+def soften(
+    score_BHNM: Array,
+    own_BHN1: Array | None,
+    size_BN: Array,
+    alive_BN: Array | None,
+    epsilon: float,
+) -> Weights:
     """Softmax over living keys, the mask multiplied in: its gradient is the method.
 
     A dead key weighs exactly 0 and still passes a gradient to the mask, which neither
     adding minus infinity nor a guard would do. A token always sees itself, so that no
-    sum is empty. The maximum is taken over what is seen, so that the living never
-    underflow; the exponent of the others is bounded, so that they never overflow.
+    sum is empty; the gradient of `own` cancels that of the token as its own key. The
+    maximum is taken over what is seen, so that the living never underflow; the
+    exponent of the others is bounded, so that they never overflow.
+
+    Args:
+        score_BHNM: scaled products of queries and keys, sizes not counted.
+        own_BHN1: every query's score with its own key, needed where some are dead.
+        size_BN: what a living key counts for.
+        alive_BN: see `attend`; None: all alive.
+        epsilon: see `attend`.
     """
-    open_B1NM = open_keys(alive_BN)
+    share_BM = size_BN if alive_BN is None else size_BN * alive_BN
+    seen_BM = jax.lax.stop_gradient(size_BN if epsilon else share_BM)
     fixed_BHNM = jax.lax.stop_gradient(score_BHNM)
-    if not epsilon:
-        fixed_BHNM = jnp.where(open_B1NM > 0, fixed_BHNM, -jnp.inf)
-    most_BHN1 = jnp.max(fixed_BHNM, axis=-1, keepdims=True)
-    exponent_BHNM = jnp.minimum(score_BHNM - most_BHN1, LARGEST_EXPONENT)
-    weight_BHNM = jnp.exp(exponent_BHNM) * open_B1NM
-    total_BHN1 = jnp.sum(weight_BHNM, axis=-1, keepdims=True)
-    num_tokens = score_BHNM.shape[-1]
-    return (weight_BHNM + epsilon / num_tokens) / (total_BHN1 + epsilon)
+    most_BHN1 = jnp.max(
+        fixed_BHNM + jnp.log(seen_BM)[:, None, None, :], axis=-1, keepdims=True
+    )
+    if alive_BN is not None:
+        most_BHN1 = jnp.maximum(most_BHN1, jax.lax.stop_gradient(own_BHN1))
+        # Bounded without a gradient: a key that needs the bound is dead and has none.
+        excess_BHNM = jnp.maximum(fixed_BHNM - most_BHN1 - LARGEST_EXPONENT, 0.0)
+        score_BHNM = score_BHNM - jax.lax.stop_gradient(excess_BHNM)
+    exp_BHNM = jnp.exp(score_BHNM - most_BHN1)
+    total_BHN1 = jnp.einsum("BHNM,BM->BHN", exp_BHNM, share_BM)[..., None] + epsilon
+    if alive_BN is not None:
+        own_BN = size_BN * (1.0 - alive_BN)
+        own_BHN1 = jnp.exp(own_BHN1 - most_BHN1) * own_BN[:, None, :, None]
+        total_BHN1 += own_BHN1
+    floor = epsilon / score_BHNM.shape[-1]
+    return Weights(exp_BHNM, share_BM, own_BHN1, total_BHN1, floor)
 
 
-def open_keys(alive_BN: Array) -> Array:
-    """Returns [B, 1, N, M]: 1 where query n may see key m, with the mask's gradient."""
-    self_NM = jnp.eye(alive_BN.shape[1], dtype=alive_BN.dtype)
-    alive_B11M = alive_BN[:, None, None, :]
-    return alive_B11M + (1.0 - alive_B11M) * self_NM
+def mix(weights: Weights, value_BHNE: Array) -> Array:
+    """Returns the weighted means of the values [B, H, N, E]."""
+    shared_BHME = value_BHNE * weights.share[:, None, :, None]
+    mixed_BHNE = jnp.einsum(
+        "BHNM,BHME->BHNE",
+        weights.exp.astype(value_BHNE.dtype),
+        shared_BHME.astype(value_BHNE.dtype),
+        preferred_element_type=weights.exp.dtype,
+    )
+    if weights.own is not None:
+        mixed_BHNE += weights.own * value_BHNE
+    if weights.floor:
+        mixed_BHNE += weights.floor * jnp.sum(value_BHNE, axis=2, keepdims=True)
+    return (mixed_BHNE / weights.total).astype(value_BHNE.dtype)
 
 
-def importance(weight_BHNM: Array, alive_BN: Array | None, prefix_tokens: int) -> Array:
+def masked_softmax(score_BHNM: Array, alive_BN: Array, epsilon: float) -> Array:
+    """Returns the map of weights [B, H, N, M] that `mix` never forms, for inspection."""
+    self_NM = jnp.eye(alive_BN.shape[1], dtype=score_BHNM.dtype)
+    own_BHN1 = jnp.sum(score_BHNM * self_NM, axis=-1, keepdims=True)
+    size_BN = jnp.ones_like(alive_BN)
+    weights = soften(score_BHNM, own_BHN1, size_BN, alive_BN, epsilon)
+    return mix(weights, jnp.broadcast_to(self_NM, score_BHNM.shape))
+
+
+def importance(weights: Weights, alive_BN: Array | None, prefix_tokens: int) -> Array:
     """Returns attention received [B, M]: from the class token, or from all the living.
 
     DiffRate, section 3.2 (class attention); without a class token the mean over heads
     and living queries.
     """
     if prefix_tokens:
-        return jnp.mean(weight_BHNM[:, :, 0, :], axis=1)
-    received_BNM = jnp.mean(weight_BHNM, axis=1)
-    if alive_BN is None:
-        return jnp.mean(received_BNM, axis=1)
-    living_BN = jax.lax.stop_gradient(alive_BN)
-    total_BM = jnp.einsum("BNM,BN->BM", received_BNM, living_BN)
-    return total_BM / jnp.sum(living_BN, axis=1, keepdims=True)
+        row_BHM = weights.exp[:, :, 0] * weights.share[:, None, :] + weights.floor
+        return jnp.mean(row_BHM / weights.total[:, :, 0], axis=1)
+    living_BN = jnp.ones_like(weights.share) if alive_BN is None else alive_BN
+    living_BN = jax.lax.stop_gradient(living_BN)
+    voice_BHN = living_BN[:, None, :] / weights.total[..., 0]
+    voice_BHN /= jnp.sum(living_BN, axis=1)[:, None, None] * voice_BHN.shape[1]
+    received_BM = jnp.einsum("BHNM,BHN->BM", weights.exp, voice_BHN) * weights.share
+    return received_BM + weights.floor * jnp.sum(voice_BHN, axis=(1, 2))[:, None]

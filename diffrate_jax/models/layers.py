@@ -6,7 +6,13 @@ from flax import linen as nn
 
 from diffrate_jax.models.attention import attend
 from diffrate_jax.shapes import Array
-from diffrate_jax.tokens import Attended, Tokens
+from diffrate_jax.tokens import Attended, Tokens, at_least_float32
+
+
+def split_heads(x_BND: Array, num_heads: int) -> Array:
+    """Returns [B, H, N, E]."""
+    x_BNHE = x_BND.reshape(*x_BND.shape[:2], num_heads, -1)
+    return jnp.transpose(x_BNHE, (0, 2, 1, 3))
 
 
 class Attention(nn.Module):
@@ -27,10 +33,12 @@ class Attention(nn.Module):
         epsilon: float,
     ) -> tuple[Array, Attended]:
         """Returns the layer's output [B, N, D] and what compression may see."""
-        batch, num_tokens, width = x_BND.shape
+        width = x_BND.shape[-1]
         qkv = nn.Dense(3 * width, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")
-        shape = (batch, num_tokens, 3, self.num_heads, width // self.num_heads)
-        query, key, value = jnp.transpose(qkv(x_BND).reshape(shape), (2, 0, 3, 1, 4))
+        query, key, value = (
+            split_heads(part_BND, self.num_heads)
+            for part_BND in jnp.split(qkv(x_BND), 3, axis=-1)
+        )
         mixed_BHNE, seen = attend(
             query,
             key,
@@ -44,6 +52,17 @@ class Attention(nn.Module):
         return nn.Dense(width, dtype=self.dtype, name="proj")(mixed_BND), seen
 
 
+@jax.checkpoint
+def gelu(x: Array) -> Array:
+    """GELU by its definition, with erf; the gradient keeps nothing but x.
+
+    What it would keep of erf is several times the size of x, and dearer to write and
+    read than to compute again.
+    """
+    wide = x.astype(at_least_float32(x))
+    return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
 class Mlp(nn.Module):
     """Two dense layers with the exact (erf) GELU of timm and MAE between them."""
 
@@ -54,7 +73,7 @@ class Mlp(nn.Module):
     def __call__(self, x_BND: Array) -> Array:
         """Returns the layer's output [B, N, D]."""
         hidden_BNF = nn.Dense(self.hidden, dtype=self.dtype, name="fc1")(x_BND)
-        hidden_BNF = nn.gelu(hidden_BNF, approximate=False)
+        hidden_BNF = gelu(hidden_BNF)
         return nn.Dense(x_BND.shape[-1], dtype=self.dtype, name="fc2")(hidden_BNF)
 
 
@@ -73,8 +92,11 @@ class LayerScale(nn.Module):
 
 
 def layer_norm(epsilon: float, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
-    """Returns LayerNorm with the two-pass variance that PyTorch's weights expect."""
-    return nn.LayerNorm(
+    """Returns LayerNorm with the two-pass variance that PyTorch's weights expect.
+
+    The gradient keeps its input alone: its reductions are cheap to repeat.
+    """
+    return nn.remat(nn.LayerNorm)(
         epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name
     )
 

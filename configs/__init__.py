@@ -1,0 +1,1 @@
+"""Recipes: data and no logic; each overrides `base`."""

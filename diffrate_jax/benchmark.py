@@ -1,0 +1,97 @@
+"""Times a model with a schedule against the dense one, alternately in one run."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffrate_jax import cli
+from diffrate_jax.baselines import parse_compression
+from diffrate_jax.errors import UserError
+from diffrate_jax.files import write_json
+from diffrate_jax.models import create_model, init_weights
+from diffrate_jax.recipes import model_of
+from diffrate_jax.runs import Speed, run_benchmark
+from diffrate_jax.tables import benchmark_table
+from diffrate_jax.weights import load_weights
+
+EXAMPLES = """examples:
+  python -m diffrate_jax.benchmark --model=deit_small_patch16_224 \\
+      --schedule=published:2.9 --against=tome:8 --batch=1,16
+  python -m diffrate_jax.benchmark --recipe=configs/quickstart.py \\
+      --weights=runs/quickstart/train/weights.safetensors \\
+      --schedule=runs/quickstart/schedule.json
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the program's flags."""
+    flags = argparse.ArgumentParser(
+        prog="python -m diffrate_jax.benchmark",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    flags.add_argument("--model", help="preset name")
+    flags.add_argument("--recipe", help="config file whose model is taken instead")
+    flags.add_argument("--weights", help=".safetensors file; random by default")
+    flags.add_argument(
+        "--schedule", required=True, help="published:2.9, tome:8, uniform:60%% or path"
+    )
+    flags.add_argument(
+        "--against", default="", help="more schedules, separated by commas"
+    )
+    flags.add_argument("--batch", default="16", help="batch sizes (default 16)")
+    flags.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    flags.add_argument("--rounds", type=int, default=20, help="timed runs of each")
+    flags.add_argument("--out", help="folder for one JSON file per batch size")
+    return flags
+
+
+def benchmark(flags: argparse.Namespace, command: str) -> None:
+    """Times every batch size and prints a table for each."""
+    if bool(flags.model) == bool(flags.recipe):
+        raise UserError("give either --model=NAME or --recipe=FILE")
+    if flags.recipe:
+        config = cli.load_recipe(Path(flags.recipe))
+        model, name = model_of(config), config.model
+    else:
+        model, name = create_model(flags.model), flags.model
+    params = (
+        load_weights(model, flags.weights) if flags.weights else init_weights(model)
+    )
+    others = [text for text in flags.against.split(",") if text and text != "dense"]
+    cases = {"dense": None} | {
+        text: parse_compression(text, model, name) for text in [flags.schedule, *others]
+    }
+    for batch_size in batch_sizes(flags.batch):
+        speed = Speed(batch_size, flags.dtype, flags.rounds)
+        record = run_benchmark(model, name, params, cases, speed, command)
+        print(f"batch {batch_size}, {flags.dtype}\n{benchmark_table(record)}")
+        if flags.out:
+            file = f"{name}_{flags.dtype}_b{batch_size}.json"
+            write_json(Path(flags.out) / file, record)
+
+
+def batch_sizes(text: str) -> list[int]:
+    """Returns the batch sizes of a list such as "1,8,64".
+
+    Raises:
+        UserError: anything but positive integers.
+    """
+    parts = text.split(",")
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise UserError(f"--batch takes sizes such as 1,8,64, got {text!r}")
+    return [int(part) for part in parts]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns its exit status."""
+    argv = sys.argv if argv is None else argv
+    flags = parser().parse_args(argv[1:])
+    command = cli.command("benchmark", argv)
+    return cli.report_errors(lambda: benchmark(flags, command))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

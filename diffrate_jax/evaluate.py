@@ -1,0 +1,59 @@
+r"""Evaluates schedules on every example of a split, each exactly once.
+
+Examples:
+  python -m diffrate_jax.evaluate --config=configs/quickstart.py --workdir=runs/eval \
+      --config.weights=runs/quickstart/train/weights.safetensors \
+      --schedule=runs/quickstart/schedule.json --baselines
+  python -m diffrate_jax.evaluate --config=configs/base.py --workdir=runs/eval \
+      --config.weights=deit_small.safetensors --schedule=published:2.9
+
+--config     recipe; any field of it can be set with --config.field=value
+--workdir    folder for evaluation.json
+--schedule   none (default), published:2.9, tome:8, uniform:60% or a path
+--baselines  also evaluate the dense model and every baseline at the schedule's cost
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from diffrate_jax import cli
+from diffrate_jax.baselines import baselines, parse_compression
+from diffrate_jax.files import write_json
+from diffrate_jax.recipes import model_of
+from diffrate_jax.runs import cost_of, run_evaluation
+from diffrate_jax.tables import evaluation_table
+
+
+def define(values: flags.FlagValues) -> None:
+    """Adds this program's own flags."""
+    flags.DEFINE_string("schedule", "none", "What is in place.", flag_values=values)
+    flags.DEFINE_bool(
+        "baselines", default=False, help="Compare at equal cost.", flag_values=values
+    )
+
+
+def evaluate(config: ConfigDict, workdir: Path, values: flags.FlagValues) -> None:
+    """Evaluates and prints a table."""
+    model = model_of(config)
+    compression = parse_compression(values.schedule, model, config.model)
+    name = "dense" if compression is None else values.schedule
+    cases = {name: compression}
+    if values.baselines:
+        cases = {"dense": None} | cases | baselines(model, cost_of(model, compression))
+    command = cli.command("evaluate", sys.argv)
+    record = run_evaluation(config, cases, command)
+    write_json(workdir / "evaluation.json", record)
+    print(evaluation_table(record))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns its exit status."""
+    return cli.run_with_config(evaluate, about=__doc__, define=define, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""From a config file to typed values: nothing beyond this file sees a ConfigDict."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+from ml_collections import ConfigDict
+
+from diffrate_jax import parallel
+from diffrate_jax.batches import Batches
+from diffrate_jax.data import Batch, Dataset, open_dataset
+from diffrate_jax.data.augment import Augment
+from diffrate_jax.errors import UserError
+from diffrate_jax.evaluation import Evaluator
+from diffrate_jax.files import Json
+from diffrate_jax.learning import Recipe
+from diffrate_jax.models import Params, create_model, init_weights
+from diffrate_jax.models.vit import ViT
+from diffrate_jax.training import TrainRecipe
+from diffrate_jax.weights import load_weights
+
+
+def model_of(config: ConfigDict) -> ViT:
+    """Returns the config's model."""
+    return create_model(config.model, **config.model_fields.to_dict())
+
+
+def described(model: ViT) -> dict[str, Json]:
+    """Returns a model's architecture as JSON, for provenance."""
+    fields = dataclasses.asdict(model)
+    hidden = ("parent", "name", "dtype")
+    return {name: value for name, value in fields.items() if name not in hidden}
+
+
+def params_of(config: ConfigDict, model: ViT, *, required: bool = True) -> Params:
+    """Returns the config's weights; random ones if none are required or given.
+
+    Raises:
+        UserError: no weights where they are required, or they do not fit.
+    """
+    if config.weights:
+        return load_weights(model, config.weights)
+    if required:
+        raise UserError("trained weights are needed: give --config.weights=FILE")
+    return init_weights(model, config.seed)
+
+
+def dataset_of(config: ConfigDict, model: ViT) -> Dataset:
+    """Returns the config's dataset, brought to the model's image size."""
+    return open_dataset(
+        config.dataset,
+        image_size=model.image_size,
+        data_dir=config.data_dir or None,
+        crop=config.crop,
+        resize=config.resize,
+    )
+
+
+def batches_of(config: ConfigDict, dataset: Dataset) -> Batches:
+    """Returns this host's training stream from any step onward."""
+    parallel.check_batch_size(config.batch_size)
+
+    def stream(start: int) -> Iterator[Batch]:
+        return dataset.batches(
+            config.train_split,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    return stream
+
+
+def augment_of(config: ConfigDict) -> Augment:
+    """Returns what the config does to training images and labels."""
+    return Augment(
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        flip=config.flip,
+        shift=config.shift,
+        label_smoothing=config.label_smoothing,
+    )
+
+
+def search_recipe(config: ConfigDict) -> Recipe:
+    """Returns how the config searches."""
+    return Recipe(
+        steps=config.steps,
+        learning_rate=config.learning_rate,
+        final_learning_rate=config.final_learning_rate,
+        granularity=config.granularity,
+        penalty=config.penalty,
+        penalty_unit=config.penalty_unit,
+        reference=config.reference,
+        drop_path=config.drop_path,
+        augment=augment_of(config),
+        seed=config.seed,
+    )
+
+
+def train_recipe(config: ConfigDict) -> TrainRecipe:
+    """Returns how the config trains weights."""
+    return TrainRecipe(
+        steps=config.steps,
+        learning_rate=config.learning_rate,
+        final_learning_rate=config.final_learning_rate,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+        drop_path=config.drop_path,
+        augment=augment_of(config),
+        seed=config.seed,
+    )
+
+
+def evaluator_of(
+    config: ConfigDict, model: ViT, params: Params, dataset: Dataset
+) -> Evaluator:
+    """Returns what evaluates schedules on the config's evaluation split."""
+    return Evaluator(
+        model,
+        params,
+        dataset,
+        config.eval_split,
+        batch_size=config.eval_batch_size,
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+    )

@@ -1,0 +1,167 @@
+"""The runs that programs are made of: each fills one folder and can be repeated."""
+
+import dataclasses
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from diffrate_jax import cli, recipes
+from diffrate_jax.baselines import baselines
+from diffrate_jax.budget import parse_budget
+from diffrate_jax.compress import Gathered
+from diffrate_jax.cost import cost_macs
+from diffrate_jax.evaluation import score_row
+from diffrate_jax.files import Json
+from diffrate_jax.inference import compile_inference
+from diffrate_jax.learning import learn_schedule
+from diffrate_jax.models import Params
+from diffrate_jax.models.vit import Compression, ViT
+from diffrate_jax.schedule import Schedule
+from diffrate_jax.timing import Timed, time_in_turn
+from diffrate_jax.training import train
+from diffrate_jax.version import __version__
+from diffrate_jax.weights import save_weights
+from diffrate_jax.workdir import claim
+
+WEIGHTS, SCHEDULE = "weights.safetensors", "schedule.json"
+Cases = dict[str, Compression | None]
+
+
+def run_training(
+    config: ConfigDict, workdir: Path, compression: Compression | None = None
+) -> Params:
+    """Trains weights into `workdir`, going on where an earlier run stopped."""
+    model = recipes.model_of(config)
+    params = recipes.params_of(config, model, required=False)
+    dataset = recipes.dataset_of(config, model)
+    batches = recipes.batches_of(config, dataset)
+    recipe = recipes.train_recipe(config)
+    claim(workdir, config)
+    params = train(
+        model,
+        params,
+        batches,
+        recipe,
+        compression=compression,
+        workdir=workdir,
+        checkpoint_every=config.checkpoint_every,
+        log_every=config.log_every,
+    )
+    save_weights(model, params, workdir / WEIGHTS)
+    return params
+
+
+def run_search(config: ConfigDict, workdir: Path) -> Schedule:
+    """Learns a schedule into `workdir`, going on where an earlier run stopped."""
+    model = recipes.model_of(config)
+    parse_budget(config.target, model)
+    params = recipes.params_of(config, model)
+    dataset = recipes.dataset_of(config, model)
+    batches = recipes.batches_of(config, dataset)
+    claim(workdir, config)
+    result = learn_schedule(
+        model,
+        params,
+        batches,
+        config.target,
+        recipe=recipes.search_recipe(config),
+        workdir=workdir,
+        checkpoint_every=config.checkpoint_every,
+        log_every=config.log_every,
+    )
+    provenance = {
+        "target": config.target,
+        "macs": result.macs,
+        "dense_macs": cost_macs(model, None),
+        "learned": {"prune": result.learned.prune, "merge": result.learned.merge},
+        "model": recipes.described(model),
+        "weights": Path(config.weights).name,
+        "dataset": config.dataset,
+        "split": config.train_split,
+        "steps": config.steps,
+        "seed": config.seed,
+        "version": __version__,
+    }
+    schedule = dataclasses.replace(result.schedule, provenance=provenance)
+    schedule.save(workdir / SCHEDULE)
+    return schedule
+
+
+def with_baselines(model: ViT, schedule: Schedule, name: str = "learned") -> Cases:
+    """Returns dense, a schedule, and every baseline at the schedule's cost."""
+    cases: Cases = {"dense": None, name: Gathered(schedule)}
+    return cases | baselines(model, cost_macs(model, schedule))
+
+
+def run_evaluation(config: ConfigDict, cases: Cases, command: str) -> dict[str, Json]:
+    """Evaluates each case on every example of the split; returns the record."""
+    model = recipes.model_of(config)
+    params = recipes.params_of(config, model)
+    evaluator = recipes.evaluator_of(
+        config, model, params, recipes.dataset_of(config, model)
+    )
+    rows = [
+        score_row(name, model, compression, evaluator.score(compression, name))
+        for name, compression in cases.items()
+    ]
+    return {
+        "kind": "evaluation",
+        "command": command,
+        "environment": cli.environment(),
+        "model": config.model,
+        "dataset": config.dataset,
+        "split": config.eval_split,
+        "dense_macs": cost_macs(model, None),
+        "rows": rows,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """How to time programs.
+
+    Attributes:
+        batch_size: images to a call.
+        dtype: of weights and activations.
+        rounds: times that each program runs.
+    """
+
+    batch_size: int
+    dtype: str
+    rounds: int
+
+
+def run_benchmark(
+    model: ViT, name: str, params: Params, cases: Cases, speed: Speed, command: str
+) -> dict[str, Json]:
+    """Times each case, dense first, alternately in one run; returns the record."""
+    timed = [
+        Timed(
+            case,
+            compile_inference(
+                model,
+                params,
+                compression,
+                batch_size=speed.batch_size,
+                dtype=speed.dtype,
+            ),
+            cost_of(model, compression),
+        )
+        for case, compression in cases.items()
+    ]
+    return {
+        "kind": "benchmark",
+        "command": command,
+        "environment": cli.environment(),
+        "model": name,
+        "batch_size": speed.batch_size,
+        "dtype": speed.dtype,
+        "rows": time_in_turn(timed, model.image_size, rounds=speed.rounds),
+    }
+
+
+def cost_of(model: ViT, compression: Compression | None) -> int:
+    """Returns the multiply-accumulates of one image with a compression in place."""
+    if compression is None:
+        return cost_macs(model, None)
+    return cost_macs(model, Schedule.from_kept(compression.kept(model.geometry)))

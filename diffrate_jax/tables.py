@@ -1,0 +1,70 @@
+"""Results as short tables for the terminal."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from diffrate_jax.files import Json
+
+
+def evaluation_table(record: dict[str, Json]) -> str:
+    """Returns accuracy and cost of each row; random schedules as one line."""
+    rows = [["", "top-1 %", "loss", "GMACs", "of dense", "images/s"]]
+    plain = [r for r in record["rows"] if not r["name"].startswith("random")]
+    for row in plain:
+        rows.append(
+            [
+                row["name"],
+                f"{row['top1']:.2f}",
+                f"{row['loss']:.3f}",
+                f"{row['macs'] / 1e9:.4g}",
+                f"{row['fraction']:.1%}",
+                f"{row['images_per_second']:.0f}",
+            ]
+        )
+    drawn = [r for r in record["rows"] if r["name"].startswith("random")]
+    if drawn:
+        rows.append(random_line(drawn))
+    return aligned(rows)
+
+
+def random_line(drawn: Sequence[dict[str, Json]]) -> list[str]:
+    """Returns mean and spread over random schedules as one row."""
+    mean = lambda key: np.mean([row[key] for row in drawn])  # noqa: E731
+    spread = np.std([row["top1"] for row in drawn], ddof=1)
+    return [
+        f"random, {len(drawn)} draws",
+        f"{mean('top1'):.2f} ± {spread:.2f}",
+        f"{mean('loss'):.3f}",
+        f"{mean('macs') / 1e9:.4g}",
+        f"{mean('fraction'):.1%}",
+        f"{mean('images_per_second'):.0f}",
+    ]
+
+
+def benchmark_table(record: dict[str, Json]) -> str:
+    """Returns speed of each row against the first."""
+    rows = [["", "images/s", "speed-up", "operations", "efficiency"]]
+    dense = record["rows"][0]
+    for row in record["rows"]:
+        rows.append(
+            [
+                row["name"],
+                f"{row['images_per_second']:.0f}",
+                f"{row['speedup']:.2f} x",
+                f"{dense['macs'] / row['macs']:.2f} x fewer",
+                f"{row['efficiency']:.2f}",
+            ]
+        )
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows as columns: the first to the left, figures to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

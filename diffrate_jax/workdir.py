@@ -1,0 +1,54 @@
+"""Work directories: one run each, claimed by the config that started it."""
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from diffrate_jax.errors import UserError
+from diffrate_jax.files import read_json, write_json
+
+# Where and how often, not what: these may change between a run and its resumption.
+FREE = {
+    "checkpoint_every",
+    "compilation_cache",
+    "cpu_devices",
+    "data_dir",
+    "eval_batch_size",
+    "log_every",
+    "weights",
+}
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Marks a work directory as this config's, or finds it marked so.
+
+    Raises:
+        UserError: the directory belongs to another config, naming a field that
+            differs; or it cannot be written.
+    """
+    record = json.loads(config.to_json_best_effort(sort_keys=True))
+    path = workdir / "config.json"
+    if not path.exists():
+        write_json(path, record)
+        return
+    mine, theirs = flat(record), flat(read_json(path))
+    fields = (mine.keys() | theirs) - FREE
+    different = sorted(f for f in fields if mine.get(f) != theirs.get(f))
+    if different:
+        field = different[0]
+        raise UserError(
+            f"{workdir} belongs to a run with {field}={theirs.get(field)!r}, this one "
+            f"has {mine.get(field)!r}; give another --workdir or the same config"
+        )
+
+
+def flat(record: dict, prefix: str = "") -> dict[str, object]:
+    """Returns nested fields under dotted names."""
+    found = {}
+    for name, value in record.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
