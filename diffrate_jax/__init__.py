@@ -2,7 +2,10 @@
 
 from diffrate_jax.compress import Gathered, Masked
 from diffrate_jax.cost import cost_macs
+from diffrate_jax.data.augment import Augment, normalise
 from diffrate_jax.errors import UserError
+from diffrate_jax.inference import compile_inference
+from diffrate_jax.learning import Recipe, learn_schedule
 from diffrate_jax.models import create_model, forward, init_rates, init_weights
 from diffrate_jax.rates import Kept, Rates
 from diffrate_jax.schedule import Schedule, published_schedule
@@ -11,20 +14,25 @@ from diffrate_jax.version import __version__
 from diffrate_jax.weights import load_weights, save_weights
 
 __all__ = [
+    "Augment",
     "Gathered",
     "Kept",
     "Masked",
     "Rates",
+    "Recipe",
     "Schedule",
     "ToMe",
     "UserError",
     "__version__",
+    "compile_inference",
     "cost_macs",
     "create_model",
     "forward",
     "init_rates",
     "init_weights",
+    "learn_schedule",
     "load_weights",
+    "normalise",
     "published_schedule",
     "save_weights",
 ]

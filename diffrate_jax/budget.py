@@ -5,6 +5,7 @@ import dataclasses
 from diffrate_jax.cost import HasCost, cost_macs
 from diffrate_jax.errors import UserError
 from diffrate_jax.schedule import Schedule
+from diffrate_jax.shapes import Geometry
 
 # The least a learned schedule may leave unused of its budget, as a share.
 CLOSE = 0.995
@@ -104,8 +105,7 @@ def fill(schedule: Schedule, wanted: Schedule, model: HasCost, macs: float) -> S
     """
     while True:
         longer = [
-            one_more(schedule, block, model.geometry.num_tokens)
-            for block in range(schedule.depth)
+            one_more(schedule, block, model.geometry) for block in range(schedule.depth)
         ]
         fitting = [
             (wanted.merge[block] - schedule.merge[block], block, candidate)
@@ -117,15 +117,19 @@ def fill(schedule: Schedule, wanted: Schedule, model: HasCost, macs: float) -> S
         schedule = max(fitting, key=lambda row: row[:2])[2]
 
 
-def one_more(schedule: Schedule, block: int, num_tokens: int) -> Schedule | None:
-    """Returns the schedule with one token more after a block, None if there is none."""
-    coming, middle, last = schedule.steps(num_tokens)[block]
-    if last == coming:
+def one_more(schedule: Schedule, block: int, geometry: Geometry) -> Schedule | None:
+    """Returns the schedule with one token more after a block, None if there is none.
+
+    Blocks right after it that may not compress, and do not, keep that token too.
+    """
+    steps = schedule.steps(geometry.num_tokens)
+    if steps[block][2] == steps[block][0]:
         return None
-    merge = list(schedule.merge)
-    merge[block] = last + 1
-    if schedule.prune is None:
-        return dataclasses.replace(schedule, merge=tuple(merge))
-    prune = list(schedule.prune)
-    prune[block] = max(middle, last + 1)
-    return dataclasses.replace(schedule, prune=tuple(prune), merge=tuple(merge))
+    merge, prune = list(schedule.merge), list(schedule.prune or schedule.merge)
+    for later in range(block, schedule.depth):
+        coming, middle, last = steps[later]
+        if later > block and (geometry.compress[later] or last < coming):
+            break
+        merge[later], prune[later] = last + 1, max(middle, last + 1)
+    prune = None if schedule.prune is None else tuple(prune)
+    return dataclasses.replace(schedule, prune=prune, merge=tuple(merge))

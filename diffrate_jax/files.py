@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from pathlib import Path
 
 from diffrate_jax.errors import UserError
@@ -11,20 +10,24 @@ Json = dict | list | str | int | float | bool | None
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes UTF-8 text atomically, see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     """Writes beside `path` and renames into place; makes the folder if need be.
 
     Raises:
         UserError: the place cannot be written to.
     """
     path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            file.write(text)
-        os.replace(file.name, path)
+        part.write_bytes(content)
+        os.replace(part, path)
     except OSError as error:
+        part.unlink(missing_ok=True)
         raise UserError(
             f"cannot write {path}: {error.strerror}; give a place that can be written"
         ) from error

@@ -3,7 +3,6 @@
 import io
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -17,7 +16,7 @@ from diffrate_jax.comparison import (
     methods,
     schedule_title,
 )
-from diffrate_jax.errors import UserError
+from diffrate_jax.files import write_bytes
 from diffrate_jax.panels import (
     draw_costs,
     draw_losses,
@@ -142,16 +141,7 @@ def save_png(figure: Figure, path: str | os.PathLike) -> None:
     Raises:
         UserError: the place cannot be written to.
     """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_bytes(to_png(figure))
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; give a place that can be written"
-        ) from error
+    write_bytes(path, to_png(figure))
 
 
 def _panels(count: int, *, height: float) -> tuple[Figure, list[Axes]]:

@@ -44,7 +44,7 @@ def quickstart(workdir: Path, command: str) -> None:
         run_training(prepared(workdir, "quickstart_train"), workdir / "train")
     if not (workdir / SCHEDULE).exists():
         say(f"learning which tokens it needs, for {config.target} of its cost")
-        run_search(config, workdir / "search").save(workdir / SCHEDULE)
+        run_search(config, workdir)
     schedule = Schedule.load(workdir / SCHEDULE)
     evaluation = once(
         workdir / "evaluation.json", lambda: evaluate(config, schedule, command)

@@ -37,7 +37,9 @@ def read_record(
             words, fits = _KINDS[field.type]
             missing = field.name not in record
             if missing and field.default is dataclasses.MISSING:
-                raise wrong_value(where, field.name, words, "nothing")
+                raise UserError(
+                    f"{where}: expected {field.name!r}, {words}, found none; {_AGAIN}"
+                )
             value = field.default if missing else record[field.name]
             if not fits(value):
                 raise wrong_value(where, field.name, words, value)

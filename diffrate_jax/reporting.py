@@ -252,7 +252,7 @@ h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; overflow-wrap: anywhere; }
 .cards b { display: block; font-size: 1.15rem; line-height: 1.5; }
 .cards span, .note { font-size: .85rem; color: var(--soft); }
 figure { margin: 0; overflow-x: auto; background: #ffffff; border-radius: .5rem; }
-img { display: block; width: 100%; min-width: 34rem; max-width: 52rem; margin: 0 auto; }
+img { display: block; width: 100%; min-width: 28rem; max-width: 52rem; margin: 0 auto; }
 .tables { display: flex; flex-wrap: wrap; gap: 0 2rem; }
 .table { max-width: 100%; flex: 0 1 auto; }
 .scroll { overflow-x: auto; }
@@ -270,6 +270,7 @@ pre { background: var(--card); border-radius: .5rem; padding: .75rem 1rem;
   body { font-size: 11px; } main { max-width: none; padding: 0; }
   .cards div, figure, .table, tr { break-inside: avoid; }
   h2, h3 { break-after: avoid; } .scroll, figure { overflow: visible; }
-  th, td { padding: .2rem .35rem; } img { min-width: 0; }
+  th, td { padding: .2rem .35rem; }
+  img { min-width: 0; max-height: 24cm; object-fit: contain; }
 }
 """

@@ -1,8 +1,10 @@
 """The report: results read strictly, compared in pairs, drawn and written."""
 
 import html.parser
+import io
 import json
 
+import matplotlib.image
 import numpy as np
 import pytest
 
@@ -15,12 +17,15 @@ from diffrate_jax.comparison import (
     schedule_table,
 )
 from diffrate_jax.errors import UserError
+from diffrate_jax.panels import _apart
 from diffrate_jax.reporting import write_report
 from diffrate_jax.results import bootstrap_difference, find_results, first_tokens
 from diffrate_jax.schedule import Schedule
 
-NAMES = ("dense", "learned", "ToMe constant", "merge <b>only</b>", "random 1", "random 2")
-SCHEDULE = Schedule((9, 7, 4), (9, 5, 3), {"target": "60%", "macs": 6, "dense_macs": 10})
+NAMES = ("dense", "learned", "ToMe constant", "tome:<b>8</b>", "random 1", "random 2")
+SCHEDULE = Schedule(
+    (9, 7, 4), (9, 5, 3), {"target": "60%", "macs": 6, "dense_macs": 10}
+)
 STEP = {"step": 10, "loss": 2.0, "cross_entropy": 1.5, "macs": 9e6, "target_macs": 6e6}
 
 
@@ -80,18 +85,30 @@ def benchmark() -> dict:
     }
 
 
-@pytest.fixture
-def workdir(tmp_path):
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
     """A work directory after search, training, evaluation and benchmark."""
-    folder = tmp_path / "run"
+    folder = tmp_path_factory.mktemp("work") / "run"
     SCHEDULE.save(folder / "schedule.json")
     steps = [STEP | {"step": step, "macs": 9e6 - step} for step in (0, 10, 20)]
-    write_lines(folder / "search", [json.dumps(s) for s in steps] + ['{"step": 30, "lo'])
-    write_lines(folder / "train", ['{"step": 1, "loss": 2.3}', '{"step": 2, "loss": 1}'])
+    write_lines(
+        folder / "search", [json.dumps(s) for s in steps] + ['{"step": 30, "lo']
+    )
+    write_lines(
+        folder / "train", ['{"step": 1, "loss": 2.3}', '{"step": 2, "loss": 1}']
+    )
     write(folder / "evaluation.json", evaluation())
     write(folder / "benchmark.json", benchmark())
     write(folder / "unknown.json", {"kind": "something else"})
     write(folder / "list.json", [1, 2])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(workdir, tmp_path_factory):
+    """The folder of its report, as page and as Markdown."""
+    folder = tmp_path_factory.mktemp("written")
+    write_report(workdir, folder / "r.html", markdown=folder / "r.md")
     return folder
 
 
@@ -133,7 +150,11 @@ def test_everything_is_found_by_its_relative_path(workdir):
     results = find_results(workdir)
     assert list(results.schedules) == ["schedule.json"]
     assert list(results.trainings) == ["train/metrics.jsonl"]
-    assert [step.step for step in results.searches["search/metrics.jsonl"]] == [0, 10, 20]
+    assert [step.step for step in results.searches["search/metrics.jsonl"]] == [
+        0,
+        10,
+        20,
+    ]
     assert [each.path for each in results.evaluations] == ["evaluation.json"]
     assert [row.name for row in results.evaluations[0].rows] == list(NAMES)
     assert results.benchmarks[0].rows[1].seconds == (0.15, 0.16, 0.2)
@@ -159,7 +180,10 @@ def change(record: dict, **changes) -> dict:
     [
         (change(evaluation(), top1="97"), "row 2: 'top1' must be a finite number"),
         (change(evaluation(), loss=float("nan")), "'loss' must be .* found nan"),
-        (change(evaluation(), macs=None), "row 2: 'macs' must be .* found nothing"),
+        (
+            change(evaluation(), macs=None),
+            "row 2: expected 'macs', a whole .*, found none",
+        ),
         (change(evaluation(), macs=True), "'macs' must be a whole number above 0"),
         (change(evaluation(), correct="11"), "'correct' must be 40 digits 0 or 1"),
         (change(evaluation(), correct="2" * 40), "'correct' must be 40 digits 0 or 1"),
@@ -173,7 +197,9 @@ def change(record: dict, **changes) -> dict:
 )
 def test_a_damaged_file_is_refused_with_file_and_key(tmp_path, record, sentence):
     write(tmp_path / "deep" / "evaluation.json", record)
-    with pytest.raises(UserError, match=rf"^deep/evaluation\.json.*{sentence}.*; write"):
+    with pytest.raises(
+        UserError, match=rf"^deep/evaluation\.json.*{sentence}.*; write"
+    ):
         find_results(tmp_path)
 
 
@@ -182,7 +208,7 @@ def test_a_damaged_file_is_refused_with_file_and_key(tmp_path, record, sentence)
     [
         (['{"st', "{}"], "one JSON object in each line of search/metrics.jsonl"),
         ([json.dumps(STEP | {"macs": "many"})], "line 1: 'macs' must be a finite"),
-        ([json.dumps(STEP), '{"step": 20}'], "line 2: 'loss' must be .* found nothing"),
+        ([json.dumps(STEP), '{"step": 20}'], "line 2: expected 'loss', .*, found none"),
         (["5"], "line 1: expected a JSON object, found 5"),
     ],
 )
@@ -204,8 +230,8 @@ def test_nothing_to_report_is_refused(tmp_path):
 
 def texts(size: int = 300) -> tuple[str, str]:
     rng = np.random.default_rng(1)
-    draw = lambda share: "".join("01"[int(x)] for x in rng.random(size) < share)  # noqa: E731
-    return draw(0.9), draw(0.7)
+    right = rng.random((2, size)) < [[0.9], [0.7]]
+    return tuple("".join("01"[int(x)] for x in row) for row in right)
 
 
 def test_bootstrap_of_the_same_is_zero_and_order_only_changes_the_sign():
@@ -249,9 +275,10 @@ def test_random_rows_become_one_and_the_best_baseline_is_marked(workdir):
     table = evaluation_table(found)
     assert table.rows[-1][0].startswith("random (mean ± sd of 2)")
     best = max(methods(found)[2:], key=lambda method: method.mean("top1"))
-    assert sum(row[0].endswith("best baseline") for row in table.rows) == 1
-    marked = next(row[0] for row in table.rows if row[0].endswith("best baseline"))
-    assert marked.startswith(best.name) or not is_learned(best.name)
+    marked = [row[0] for row in table.rows if row[0].endswith("best baseline")]
+    assert len(marked) == len(table.best) == 1
+    assert marked[0].startswith(best.name)
+    assert [row[-1] == "–" for row in table.rows] == [n == 1 for n in range(5)]
 
 
 @pytest.mark.parametrize(
@@ -269,7 +296,9 @@ def test_schedule_table_counts_from_the_model_where_it_is_known():
     assert first_tokens(SCHEDULE) == 9
     assert first_tokens(known) == 17
     assert schedule_table("s", known).rows[0] == ("1", "17", "9", "9", "53%")
-    assert schedule_table("s", SCHEDULE).title == "s, target 60%, 60.0% of the dense cost"
+    assert (
+        schedule_table("s", SCHEDULE).title == "s, target 60%, 60.0% of the dense cost"
+    )
     assert format_macs(123_400_000) == "123 MMACs"
 
 
@@ -282,3 +311,92 @@ def drawings(folder) -> dict:
         "search": pictures.search_curves(results.searches),
         "training": pictures.training_curves(results.trainings),
     }
+
+
+def test_pictures_show_something_and_are_the_same_every_time(workdir):
+    first, second = drawings(workdir), drawings(workdir)
+    for name, figure in first.items():
+        png = pictures.to_png(figure)
+        pixels = matplotlib.image.imread(io.BytesIO(png))[..., :3]
+        assert (pixels < 0.98).any(-1).mean() > 0.01, name
+        assert png == pictures.to_png(second[name]), name
+        assert b"Software" not in png
+
+
+def test_no_text_of_a_picture_is_cut_off(workdir):
+    for name, figure in drawings(workdir).items():
+        figure.draw_without_rendering()
+        box, page = figure.get_tightbbox(), figure.get_size_inches()
+        assert min(box.x0, box.y0) >= -0.01, name
+        assert (box.x1, box.y1) <= tuple(page + 0.01), name
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_names_beside_points_keep_apart(count):
+    heights = _apart(np.full(count, 0.99), gap=0.075)
+    assert np.all(np.diff(heights) >= 0.075 - 1e-9)
+    assert np.all((heights > 0) & (heights < 1))
+
+
+def test_page_needs_no_other_file_and_shows_every_row(written):
+    text = (written / "r.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert page.tags.count("img") == 5
+    assert all(each.startswith("data:image/png;base64,") for each in page.addresses)
+    assert "http" not in text
+    for words in (
+        *NAMES[:4],
+        "random (mean ± sd of 2)",
+        "learned − this",
+        "2,000 draws",
+    ):
+        assert words in page.text
+    for headline in ("Accuracy", "Lead over baselines", "Cost", "Speed", "Efficiency"):
+        assert headline in page.text
+
+
+def test_what_files_say_is_text_and_never_markup(written):
+    for name in ("r.html", "r.md"):
+        text = (written / name).read_text()
+        assert "tome:&lt;b&gt;8&lt;/b&gt;" in text
+        assert "<b>8<" not in text
+        assert "<i>cpu" not in text
+    assert "<script>" not in (written / "r.html").read_text()
+
+
+def test_results_of_one_kind_are_enough(tmp_path):
+    SCHEDULE.save(tmp_path / "only" / "schedule.json")
+    write_report(tmp_path, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "Kept tokens" in text
+    assert "How to reproduce" not in text
+
+
+def test_program_writes_page_pictures_and_tables(workdir, tmp_path, capsys):
+    out, folder, tables = tmp_path / "a" / "r.html", tmp_path / "b", tmp_path / "r.md"
+    flags = f"--results={workdir}", f"--out={out}", f"--pictures={folder}"
+    assert run_report(*flags, f"--markdown={tables}") == 0
+    assert capsys.readouterr().out == f"wrote {out}\n"
+    assert len(list(folder.glob("*.png"))) == len(list(folder.iterdir())) == 5
+    assert "| **learned** |" in tables.read_text()
+
+
+def test_program_says_in_one_sentence_what_is_wrong(tmp_path, capsys):
+    assert run_report(f"--results={tmp_path}", f"--out={tmp_path}/r.html") == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: expected results in ")
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+def test_program_refuses_a_place_it_cannot_write(workdir, tmp_path, capsys):
+    assert run_report(f"--results={workdir}", f"--out={workdir}/list.json/r.html") == 2
+    assert "error: cannot write" in capsys.readouterr().err
+
+
+def test_help_shows_an_example(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_report("--help")
+    assert stop.value.code == 0
+    assert "diffrate_jax.report --results=runs" in capsys.readouterr().out

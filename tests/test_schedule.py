@@ -108,7 +108,7 @@ def test_scaled_by_eye():
     """16 patches to 64: every share of patches stays; 3 blocks to 5: in between."""
     schedule = dr.Schedule((17, 13, 9), (15, 9, 5))
     bigger = schedule.scaled(17, 65)
-    assert bigger == dr.Schedule((65, 53, 33), (57, 33, 17))
+    assert bigger == dr.Schedule((65, 49, 33), (57, 33, 17))
     deeper = dr.Schedule(None, (17, 9, 5)).scaled(17, 17, depth=5)
     assert deeper.merge == (17, 13, 9, 7, 5)
     no_class_token = dr.Schedule(None, (16, 8)).scaled(16, 32, prefix_tokens=0)

@@ -6,7 +6,7 @@ from flax import linen as nn
 
 from diffrate_jax.models.attention import attend
 from diffrate_jax.shapes import Array
-from diffrate_jax.tokens import Attended, Tokens, at_least_float32
+from diffrate_jax.tokens import Attended, Tokens, at_least_float32, at_least_float32
 
 
 def split_heads(x_BND: Array, num_heads: int) -> Array:
@@ -50,6 +50,17 @@ class Attention(nn.Module):
         )
         mixed_BND = jnp.transpose(mixed_BHNE, (0, 2, 1, 3)).reshape(x_BND.shape)
         return nn.Dense(width, dtype=self.dtype, name="proj")(mixed_BND), seen
+
+
+@jax.checkpoint
+def gelu(x: Array) -> Array:
+    """GELU by its definition, with erf; the gradient keeps nothing but x.
+
+    What it would keep of erf is several times the size of x, and dearer to write and
+    read than to compute again.
+    """
+    wide = x.astype(at_least_float32(x))
+    return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 @jax.checkpoint
