@@ -30,7 +30,8 @@ def prepare(
     drop_keys_B = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys_B)
     images, labels = batch["image"], batch["label"]
     if images.dtype == jnp.uint8:
-        images, labels = augment(images, labels, index_B, key, config, num_classes)
+        images, hard = augment(images, labels, index_B, key, config, num_classes)
+        labels = hard if labels.ndim == 1 else labels
     elif labels.ndim == 1:
         labels = jax.nn.one_hot(labels, num_classes)
         labels = optax.smooth_labels(labels, config.label_smoothing)
@@ -62,13 +63,31 @@ def checked(
             raise UserError(
                 f"images must be uint8, or normalised floats, got {image.dtype}"
             )
-        if label.ndim == 1 and not 0 <= label.min() <= label.max() < model.num_classes:
-            raise UserError(
-                f"labels must lie in 0..{model.num_classes - 1}, got "
-                f"{label.min()}..{label.max()}; check the data or num_classes"
-            )
         parallel.check_batch_size(len(image) * jax.process_count())
+        check_labels(label, len(image), model.num_classes)
         yield {"image": image, "label": label}
+
+
+def check_labels(label: np.ndarray, count: int, num_classes: int) -> None:
+    """Refuses labels that are neither class numbers nor probabilities.
+
+    Raises:
+        UserError: of another shape or type, or out of range.
+    """
+    if label.shape not in ((count,), (count, num_classes)):
+        raise UserError(
+            f"a batch must hold one label for each of {count} images, or {num_classes} "
+            f"probabilities each, got {list(label.shape)}"
+        )
+    if label.ndim == 2:
+        return
+    if not np.issubdtype(label.dtype, np.integer):
+        raise UserError(f"labels must be integers or probabilities, got {label.dtype}")
+    if not 0 <= label.min() <= label.max() < num_classes:
+        raise UserError(
+            f"labels must lie in 0..{num_classes - 1}, got "
+            f"{label.min()}..{label.max()}; check the data or num_classes"
+        )
 
 
 def skip(batches: Iterator[dict], start: int) -> Iterator[dict]:

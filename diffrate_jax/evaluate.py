@@ -23,8 +23,10 @@ from ml_collections import ConfigDict
 from diffrate_jax import cli
 from diffrate_jax.baselines import baselines, parse_compression
 from diffrate_jax.files import write_json
+from diffrate_jax.models.vit import Compression
 from diffrate_jax.recipes import model_of
 from diffrate_jax.runs import cost_of, run_evaluation
+from diffrate_jax.schedule import Schedule
 from diffrate_jax.tables import evaluation_table
 
 
@@ -40,14 +42,24 @@ def evaluate(config: ConfigDict, workdir: Path, values: flags.FlagValues) -> Non
     """Evaluates and prints a table."""
     model = model_of(config)
     compression = parse_compression(values.schedule, model, config.model)
-    name = "dense" if compression is None else values.schedule
+    name, target = named(values.schedule, compression)
     cases = {name: compression}
     if values.baselines:
         cases = {"dense": None} | cases | baselines(model, cost_of(model, compression))
     command = cli.command("evaluate", sys.argv)
-    record = run_evaluation(config, cases, command)
+    record = run_evaluation(config, cases, command, target)
     write_json(workdir / "evaluation.json", record)
     print(evaluation_table(record))
+
+
+def named(text: str, compression: Compression | None) -> tuple[str, str | None]:
+    """Returns the name of a row, and the budget that its schedule was learned for."""
+    if compression is None:
+        return "dense", None
+    schedule = getattr(compression, "schedule", None)
+    if isinstance(schedule, Schedule) and "target" in schedule.provenance:
+        return "learned", schedule.provenance["target"]
+    return text, None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -89,8 +89,10 @@ class Loop:
             state, values = new_state, new_values
             done = index + 1
             if checkpoints is not None and self._saves(done):
-                check_finite(values, done)
-                checkpoints.save(done, state)
+                # In this order: a kill in between loses neither line nor state.
+                report.finished(done, values, len(batch["image"]))
+                values = None
+                checkpoints.save(done, finite(jax.device_get(state), done))
         report.finished(self.steps, values, len(batch["image"]))
         report.close()
         return jax.device_get(state)
@@ -155,6 +157,21 @@ def check_finite(values: Values, done: int) -> None:
             f"the loss of step {done} is not finite; the last checkpoint is kept: "
             "lower the learning rate or check weights and data, then run again"
         )
+
+
+def finite(state: State, done: int) -> State:
+    """Returns the state if it is worth keeping.
+
+    Raises:
+        UserError: naming the step after which it holds values that are not finite.
+    """
+    floats = [x for x in jax.tree.leaves(state) if np.issubdtype(x.dtype, np.floating)]
+    if not all(np.isfinite(x).all() for x in floats):
+        raise UserError(
+            f"the state after step {done} is not finite; the last checkpoint is kept: "
+            "lower the learning rate or check weights and data, then run again"
+        )
+    return state
 
 
 def plain(value: Any) -> Json:

@@ -72,7 +72,8 @@ def evaluate(config: ConfigDict, schedule: Schedule, command: str) -> dict[str, 
     """Evaluates dense, learned and baselines on every test image."""
     say("evaluating it and the baselines on every test image")
     model = recipes.model_of(config)
-    return run_evaluation(config, with_baselines(model, schedule), command)
+    cases = with_baselines(model, schedule)
+    return run_evaluation(config, cases, command, config.target)
 
 
 def time(config: ConfigDict, schedule: Schedule, command: str) -> dict[str, Json]:

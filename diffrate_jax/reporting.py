@@ -26,6 +26,7 @@ from diffrate_jax.pictures import (
     to_png,
     training_curves,
 )
+from diffrate_jax.pooling import pooled
 from diffrate_jax.results import Benchmark, Evaluation, Results, find_results
 
 TITLE = "Token compression learned by DiffRate"
@@ -72,13 +73,14 @@ def write_report(
 
 def sections(results: Results) -> Iterator[Section]:
     """Yields the parts of the report that the results allow for."""
+    together = pooled(results.evaluations)
     if results.evaluations:
         yield Section(
             "Accuracy",
             "accuracy_against_cost.png",
             accuracy_against_cost(results.evaluations),
             "Top-1 accuracy of every method against its cost; numbers in the table",
-            [evaluation_table(each) for each in results.evaluations],
+            [evaluation_table(each) for each in (*together, *results.evaluations)],
         )
     if results.benchmarks:
         yield Section(

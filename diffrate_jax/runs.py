@@ -102,6 +102,7 @@ def run_evaluation(config: ConfigDict, cases: Cases, command: str) -> dict[str, 
     )
     rows = [
         score_row(name, model, compression, evaluator.score(compression, name))
+        | {"target": target}
         for name, compression in cases.items()
     ]
     return {

@@ -6,7 +6,7 @@ from flax import linen as nn
 
 from diffrate_jax.models.attention import attend
 from diffrate_jax.shapes import Array
-from diffrate_jax.tokens import Attended, Tokens, at_least_float32, at_least_float32
+from diffrate_jax.tokens import Attended, Tokens, at_least_float32
 
 
 def split_heads(x_BND: Array, num_heads: int) -> Array:
