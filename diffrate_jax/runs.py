@@ -93,8 +93,17 @@ def with_baselines(model: ViT, schedule: Schedule, name: str = "learned") -> Cas
     return cases | baselines(model, cost_macs(model, schedule))
 
 
-def run_evaluation(config: ConfigDict, cases: Cases, command: str) -> dict[str, Json]:
-    """Evaluates each case on every example of the split; returns the record."""
+def run_evaluation(
+    config: ConfigDict, cases: Cases, command: str, target: str | None = None
+) -> dict[str, Json]:
+    """Evaluates each case on every example of the split; returns the record.
+
+    Args:
+        config: recipe with model, weights, dataset and split.
+        cases: what to evaluate, by name.
+        command: that gives these figures.
+        target: the budget that the cases share, if they do.
+    """
     model = recipes.model_of(config)
     params = recipes.params_of(config, model)
     evaluator = recipes.evaluator_of(
