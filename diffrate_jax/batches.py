@@ -30,8 +30,9 @@ def prepare(
     drop_keys_B = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys_B)
     images, labels = batch["image"], batch["label"]
     if images.dtype == jnp.uint8:
-        images, hard = augment(images, labels, index_B, key, config, num_classes)
-        labels = hard if labels.ndim == 1 else labels
+        classes_B = labels if labels.ndim == 1 else index_B
+        images, hard_BV = augment(images, classes_B, index_B, key, config, num_classes)
+        labels = hard_BV if labels.ndim == 1 else labels
     elif labels.ndim == 1:
         labels = jax.nn.one_hot(labels, num_classes)
         labels = optax.smooth_labels(labels, config.label_smoothing)
@@ -92,6 +93,7 @@ def check_labels(label: np.ndarray, count: int, num_classes: int) -> None:
 
 def skip(batches: Iterator[dict], start: int) -> Iterator[dict]:
     """Passes over the batches of the steps that a resumed run has done already."""
+    stream = iter(batches)
     for _ in range(start):
-        next(batches, None)
-    return batches
+        next(stream, None)
+    return stream

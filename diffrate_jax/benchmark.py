@@ -14,6 +14,7 @@ from diffrate_jax.recipes import model_of
 from diffrate_jax.runs import Speed, run_benchmark
 from diffrate_jax.tables import benchmark_table
 from diffrate_jax.weights import load_weights
+from diffrate_jax.workdir import make_folder
 
 EXAMPLES = """examples:
   python -m diffrate_jax.benchmark --model=deit_small_patch16_224 \\
@@ -24,14 +25,9 @@ EXAMPLES = """examples:
 """
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> cli.Parser:
     """Returns the program's flags."""
-    flags = argparse.ArgumentParser(
-        prog="python -m diffrate_jax.benchmark",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    flags = cli.Parser("benchmark", __doc__, EXAMPLES)
     flags.add_argument("--model", help="preset name")
     flags.add_argument("--recipe", help="config file whose model is taken instead")
     flags.add_argument("--weights", help=".safetensors file; random by default")
@@ -52,19 +48,24 @@ def benchmark(flags: argparse.Namespace, command: str) -> None:
     """Times every batch size and prints a table for each."""
     if bool(flags.model) == bool(flags.recipe):
         raise UserError("give either --model=NAME or --recipe=FILE")
+    sizes = batch_sizes(flags.batch)
+    if flags.rounds < 1:
+        raise UserError(f"--rounds must be at least 1, got {flags.rounds}")
+    if flags.out:
+        make_folder(Path(flags.out))
     if flags.recipe:
         config = cli.load_recipe(Path(flags.recipe))
         model, name = model_of(config), config.model
     else:
         model, name = create_model(flags.model), flags.model
-    params = (
-        load_weights(model, flags.weights) if flags.weights else init_weights(model)
-    )
     others = [text for text in flags.against.split(",") if text and text != "dense"]
     cases = {"dense": None} | {
         text: parse_compression(text, model, name) for text in [flags.schedule, *others]
     }
-    for batch_size in batch_sizes(flags.batch):
+    params = (
+        load_weights(model, flags.weights) if flags.weights else init_weights(model)
+    )
+    for batch_size in sizes:
         speed = Speed(batch_size, flags.dtype, flags.rounds)
         record = run_benchmark(model, name, params, cases, speed, command)
         print(f"batch {batch_size}, {flags.dtype}\n{benchmark_table(record)}")
@@ -80,7 +81,7 @@ def batch_sizes(text: str) -> list[int]:
         UserError: anything but positive integers.
     """
     parts = text.split(",")
-    if not all(part.isdigit() and int(part) for part in parts):
+    if not all(part.isdecimal() and int(part) for part in parts):
         raise UserError(f"--batch takes sizes such as 1,8,64, got {text!r}")
     return [int(part) for part in parts]
 
@@ -88,9 +89,8 @@ def batch_sizes(text: str) -> list[int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     argv = sys.argv if argv is None else argv
-    flags = parser().parse_args(argv[1:])
     command = cli.command("benchmark", argv)
-    return cli.report_errors(lambda: benchmark(flags, command))
+    return cli.report_errors(lambda: benchmark(parser().parse_args(argv[1:]), command))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """What all programs share: flags, configs, and errors that are one sentence."""
 
-import difflib
+import argparse
 import importlib.util
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from absl import flags, logging
@@ -15,9 +17,14 @@ from ml_collections import ConfigDict, config_flags
 
 from diffrate_jax.errors import UserError, did_you_mean
 from diffrate_jax.files import Json
+from diffrate_jax.recipes import check_ranges
 from diffrate_jax.version import __version__
+from diffrate_jax.workdir import flat
 
 BAD_INPUT = 2
+OVERRIDE = re.compile(r"--?(?:no)?(config\.[^=]+)")
+WRONG_VALUE = re.compile(r"flag --config\.([\w.]+)=(.*?): ")
+KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def run_with_config(
@@ -50,6 +57,7 @@ def run_with_config(
     def parsed() -> None:
         values = parse_flags(argv, define)
         config = values.config
+        check_ranges(config)
         use_devices(config)
         main(config, Path(values.workdir), values)
 
@@ -65,15 +73,19 @@ def parse_flags(
         UserError: a flag or config field that does not exist or has another type, or
             a config or work directory that is missing.
     """
-    check_config_path(argv)
+    path, argv = split_config(argv)
+    config = load_recipe(path)
+    check_names(argv, config)
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
-    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
-    define(values)
     try:
-        rest = values(list(argv))[1:]
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(flag_sentence(error, values)) from error
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, sys_argv=argv
+        )
+        flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+        define(values)
+        rest = values(argv)[1:]
+    except (flags.Error, KeyError, TypeError, ValueError) as error:
+        raise UserError(flag_sentence(error, config, values)) from error
     if rest:
         raise UserError(f"expected flags only, got {rest[0]!r}; see --help")
     if not values.workdir:
@@ -81,32 +93,80 @@ def parse_flags(
     return values
 
 
-def check_config_path(argv: Sequence[str]) -> None:
-    """Refuses a missing `--config` before anything is read.
+def split_config(argv: Sequence[str]) -> tuple[Path, list[str]]:
+    """Returns what `--config=PATH` or `--config PATH` names, and the other words.
 
     Raises:
-        UserError: no --config, or a file that does not exist.
+        UserError: there is none.
     """
-    given = [arg.split("=", 1)[1] for arg in argv if arg.startswith("--config=")]
-    if not given:
+    words, path = list(argv), ""
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if name in ("--config", "-config"):
+            at = words.index(word)
+            path = value if equals else "".join(words[at + 1 : at + 2])
+            del words[at : at + (1 if equals else 2)]
+    if not path:
         raise UserError("a run needs a recipe: give --config=configs/quickstart.py")
-    path = Path(given[-1].split(":")[0])
-    if not path.is_file():
-        near = (
-            [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+    return Path(path), words
+
+
+def load_recipe(path: Path) -> ConfigDict:
+    """Returns the locked config of a recipe file.
+
+    Raises:
+        UserError: no such file, or one that does not run, or that makes no config.
+    """
+    if path.suffix != ".py" or not path.is_file():
+        near = [str(near) for near in path.parent.glob("*.py")]
+        hint = did_you_mean(str(path), near) if near else "give the path of a .py file"
+        raise UserError(f"no config file {path}; {hint}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:  # A config file is a program: anything may happen.
+        what = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"the config file {path} does not run: {type(error).__name__}: {what}; "
+            "correct it, or start from one in configs/"
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"get_config() of {path} must return a ConfigDict, got {config!r}"
         )
-        raise UserError(f"no config file {path}; {did_you_mean(str(path), near)}")
+    return config.lock()
 
 
-def flag_sentence(error: Exception, values: flags.FlagValues) -> str:
-    """Returns a parsing error as one line, with the nearest field that exists."""
+def check_names(argv: Sequence[str], config: ConfigDict) -> None:
+    """Refuses `--config.name=value` where the config has no such field.
+
+    Raises:
+        UserError: naming the nearest field that exists.
+    """
+    known = [f"config.{name}" for name in {**config, **flat(config.to_dict())}]
+    for flag in argv:
+        match = OVERRIDE.match(flag)
+        if match and match[1] not in known:
+            raise UserError(
+                f"the config has no field {match[1]!r}; {did_you_mean(match[1], known)}"
+            )
+
+
+def flag_sentence(
+    error: Exception, config: ConfigDict, values: flags.FlagValues
+) -> str:
+    """Returns a parsing error as one line that says what was expected."""
     text = str(error.args[0] if error.args else error).strip().split("\n")[0]
     unknown = getattr(error, "flagname", "")
-    if unknown and "config" in values:
-        known = [f"config.{name}" for name in values["config"].value or ()]
-        close = difflib.get_close_matches(unknown, [*known, *values], n=1)
-        if close:
-            return f"unknown flag --{unknown}; did you mean --{close[0]}?"
+    if unknown:
+        own = [name for name in values if not name.startswith("config.")]
+        return f"unknown flag --{unknown}; {did_you_mean(unknown, own)}"
+    wrong = WRONG_VALUE.match(text)
+    default = flat(config.to_dict()).get(wrong[1]) if wrong else None
+    if type(default) in KINDS:
+        return f"config.{wrong[1]} must be {KINDS[type(default)]}, got {wrong[2]!r}"
     return f"{text}; see --help"
 
 
@@ -119,25 +179,39 @@ def use_devices(config: ConfigDict) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+class Parser(argparse.ArgumentParser):
+    """Flags of a program without a config: `--version`, and errors of one line."""
+
+    def __init__(self, program: str, about: str, examples: str) -> None:
+        super().__init__(
+            prog=f"python -m diffrate_jax.{program}",
+            description=about,
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        version = f"diffrate_jax {__version__}"
+        self.add_argument("--version", action="version", version=version)
+
+    def error(self, message: str) -> NoReturn:
+        """Refuses what was given, in the form of all other bad input."""
+        raise UserError(f"{message}; see --help")
+
+
 def report_errors(main: Callable[[], None]) -> int:
     """Runs a program; bad input ends in one sentence and status 2."""
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        sentence = str(error)
     except KeyboardInterrupt:
         print("stopped; run the same command to go on", file=sys.stderr)
         return 130
-    return 0
-
-
-def load_recipe(path: Path) -> ConfigDict:
-    """Returns the config of a recipe file, for programs that run several."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config().lock()
+    else:
+        return 0
+    # Only now: a progress bar ends its line when the traceback lets go of it.
+    print(f"error: {sentence}", file=sys.stderr)
+    return BAD_INPUT
 
 
 def environment() -> dict[str, Json]:

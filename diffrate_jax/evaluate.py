@@ -15,6 +15,7 @@ Examples:
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from absl import flags
@@ -28,6 +29,7 @@ from diffrate_jax.recipes import model_of
 from diffrate_jax.runs import cost_of, run_evaluation
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.tables import evaluation_table
+from diffrate_jax.workdir import make_folder
 
 
 def define(values: flags.FlagValues) -> None:
@@ -38,15 +40,17 @@ def define(values: flags.FlagValues) -> None:
     )
 
 
-def evaluate(config: ConfigDict, workdir: Path, values: flags.FlagValues) -> None:
+def evaluate(
+    config: ConfigDict, workdir: Path, values: flags.FlagValues, command: str
+) -> None:
     """Evaluates and prints a table."""
+    make_folder(workdir)
     model = model_of(config)
     compression = parse_compression(values.schedule, model, config.model)
     name, target = named(values.schedule, compression)
     cases = {name: compression}
     if values.baselines:
         cases = {"dense": None} | cases | baselines(model, cost_of(model, compression))
-    command = cli.command("evaluate", sys.argv)
     record = run_evaluation(config, cases, command, target)
     write_json(workdir / "evaluation.json", record)
     print(evaluation_table(record))
@@ -64,7 +68,9 @@ def named(text: str, compression: Compression | None) -> tuple[str, str | None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
-    return cli.run_with_config(evaluate, about=__doc__, define=define, argv=argv)
+    argv = sys.argv if argv is None else argv
+    run = partial(evaluate, command=cli.command("evaluate", argv))
+    return cli.run_with_config(run, about=__doc__, define=define, argv=argv)
 
 
 if __name__ == "__main__":

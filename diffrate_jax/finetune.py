@@ -21,8 +21,6 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from diffrate_jax import cli
-from diffrate_jax.baselines import parse_compression
-from diffrate_jax.recipes import model_of
 from diffrate_jax.runs import WEIGHTS, run_training
 
 
@@ -33,10 +31,7 @@ def define(values: flags.FlagValues) -> None:
 
 def finetune(config: ConfigDict, workdir: Path, values: flags.FlagValues) -> None:
     """Trains and says where the weights are."""
-    model = model_of(config)
-    run_training(
-        config, workdir, parse_compression(values.schedule, model, config.model)
-    )
+    run_training(config, workdir, values.schedule)
     print(f"trained {config.steps} steps: {workdir / WEIGHTS}")
 
 

@@ -66,6 +66,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise UserError(f"steps must be at least 1, got {self.steps}")
+        if self.learning_rate <= 0:
+            raise UserError(f"learning_rate must be above 0, got {self.learning_rate}")
         if self.penalty_unit not in ("relative", "gmacs"):
             raise UserError(
                 f"penalty_unit must be 'relative' or 'gmacs', got {self.penalty_unit!r}"

@@ -41,6 +41,13 @@ class Loop:
     log_every: int = 10
     describe: Callable[[Values], str] = lambda values: f"loss {values['loss']:.3f}"
 
+    def __post_init__(self) -> None:
+        if min(self.checkpoint_every, self.log_every) < 1:
+            raise UserError(
+                "checkpoint_every and log_every must be at least 1 step, got "
+                f"{self.checkpoint_every} and {self.log_every}"
+            )
+
     def run(
         self,
         step: Callable[..., tuple[State, Values]],

@@ -7,7 +7,6 @@ Ten minutes on two CPU cores. Every step is kept in the work directory; the same
 command goes on where it stopped, and shows the table again when all is done.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from diffrate_jax.runs import (
 )
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.tables import benchmark_table, evaluation_table
+from diffrate_jax.workdir import make_folder
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TIMING = Speed(batch_size=64, dtype="float32", rounds=30)
@@ -37,6 +37,7 @@ TIMING = Speed(batch_size=64, dtype="float32", rounds=30)
 
 def quickstart(workdir: Path, command: str) -> None:
     """Runs what is not done yet, writes the report and prints the tables."""
+    make_folder(workdir)
     config = prepared(workdir, "quickstart")
     cli.use_devices(config)
     if not Path(config.weights).exists():
@@ -100,15 +101,12 @@ def say(text: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     argv = sys.argv if argv is None else argv
-    flags = argparse.ArgumentParser(
-        prog="python -m diffrate_jax.quickstart",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    flags = cli.Parser("quickstart", *__doc__.split("\n\n", 1))
     flags.add_argument("--workdir", default="runs/quickstart", help="folder of the run")
-    workdir = Path(flags.parse_args(argv[1:]).workdir)
     command = cli.command("quickstart", argv)
-    return cli.report_errors(lambda: quickstart(workdir, command))
+    return cli.report_errors(
+        lambda: quickstart(Path(flags.parse_args(argv[1:]).workdir), command)
+    )
 
 
 if __name__ == "__main__":

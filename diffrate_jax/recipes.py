@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Iterator
+from math import inf
 
 import jax
 from ml_collections import ConfigDict
 
 from diffrate_jax import parallel
 from diffrate_jax.batches import Batches
-from diffrate_jax.data import Batch, Dataset, open_dataset
+from diffrate_jax.data import Batch, Dataset, open_dataset, steps_per_epoch
 from diffrate_jax.data.augment import Augment
 from diffrate_jax.errors import UserError
 from diffrate_jax.evaluation import Evaluator
@@ -18,6 +19,51 @@ from diffrate_jax.models import Params, create_model, init_weights
 from diffrate_jax.models.vit import ViT
 from diffrate_jax.training import TrainRecipe
 from diffrate_jax.weights import load_weights
+from diffrate_jax.workdir import flat
+
+# Smallest and largest value of the fields that no type protects.
+RANGES = {
+    "steps": (1, inf),
+    "batch_size": (1, inf),
+    "eval_batch_size": (1, inf),
+    "checkpoint_every": (1, inf),
+    "log_every": (1, inf),
+    "cpu_devices": (0, inf),
+    "seed": (0, 2**32 - 1),
+    "learning_rate": (1e-12, inf),
+    "final_learning_rate": (0, inf),
+    "weight_decay": (0, inf),
+    "clip_norm": (1e-12, inf),
+    "drop_path": (0, 0.99),
+    "penalty": (0, inf),
+    "model_fields.image_size": (1, inf),
+    "model_fields.patch_size": (1, inf),
+    "model_fields.width": (1, inf),
+    "model_fields.depth": (1, inf),
+    "model_fields.num_heads": (1, inf),
+    "model_fields.num_classes": (1, inf),
+}
+
+
+def check_ranges(config: ConfigDict) -> None:
+    """Refuses values that no run can use.
+
+    Raises:
+        UserError: naming the first field that is out of its range.
+    """
+    fields = flat(config.to_dict())
+    for name in RANGES.keys() & fields.keys():
+        (low, high), value = RANGES[name], fields[name]
+        if not low <= value <= high:
+            least = f"at least {low}" if high == inf else f"from {low} to {high}"
+            raise UserError(f"config.{name} must be {least}, got {value}")
+    for name in ("mean", "std"):
+        colour = fields[name]
+        if len(colour) != 3 or not all(isinstance(x, float | int) for x in colour):
+            raise UserError(
+                f"config.{name} must be three numbers such as (0.5, 0.5, 0.5), "
+                f"got {colour}"
+            )
 
 
 def model_of(config: ConfigDict) -> ViT:
@@ -46,19 +92,34 @@ def params_of(config: ConfigDict, model: ViT, *, required: bool = True) -> Param
 
 
 def dataset_of(config: ConfigDict, model: ViT) -> Dataset:
-    """Returns the config's dataset, brought to the model's image size."""
-    return open_dataset(
+    """Returns the config's dataset, brought to the model's image size.
+
+    Raises:
+        UserError: it cannot be opened, or has more classes than the model.
+    """
+    dataset = open_dataset(
         config.dataset,
         image_size=model.image_size,
         data_dir=config.data_dir or None,
         crop=config.crop,
         resize=config.resize,
     )
+    if dataset.num_classes > model.num_classes:
+        raise UserError(
+            f"{dataset.name} has {dataset.num_classes} classes, the model tells "
+            f"{model.num_classes} apart; use a model made for the dataset"
+        )
+    return dataset
 
 
 def batches_of(config: ConfigDict, dataset: Dataset) -> Batches:
-    """Returns this host's training stream from any step onward."""
+    """Returns this host's training stream from any step onward.
+
+    Raises:
+        UserError: no such split, or a batch that it or the devices do not allow.
+    """
     parallel.check_batch_size(config.batch_size)
+    steps_per_epoch(dataset, config.train_split, config.batch_size)
 
     def stream(start: int) -> Iterator[Batch]:
         return dataset.batches(

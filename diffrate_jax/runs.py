@@ -3,13 +3,16 @@
 import dataclasses
 from pathlib import Path
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from diffrate_jax import cli, recipes
-from diffrate_jax.baselines import baselines
+from diffrate_jax.baselines import baselines, parse_compression
 from diffrate_jax.budget import parse_budget
 from diffrate_jax.compress import Gathered
 from diffrate_jax.cost import cost_macs
+from diffrate_jax.errors import UserError
 from diffrate_jax.evaluation import score_row
 from diffrate_jax.files import Json
 from diffrate_jax.inference import compile_inference
@@ -27,16 +30,21 @@ WEIGHTS, SCHEDULE = "weights.safetensors", "schedule.json"
 Cases = dict[str, Compression | None]
 
 
-def run_training(
-    config: ConfigDict, workdir: Path, compression: Compression | None = None
-) -> Params:
-    """Trains weights into `workdir`, going on where an earlier run stopped."""
+def run_training(config: ConfigDict, workdir: Path, schedule: str = "none") -> Params:
+    """Trains weights into `workdir`, going on where an earlier run stopped.
+
+    Args:
+        config: recipe of the run.
+        workdir: its folder.
+        schedule: in place while training; see `parse_compression`.
+    """
     model = recipes.model_of(config)
-    params = recipes.params_of(config, model, required=False)
+    compression = parse_compression(schedule, model, config.model)
+    recipe = recipes.train_recipe(config)
     dataset = recipes.dataset_of(config, model)
     batches = recipes.batches_of(config, dataset)
-    recipe = recipes.train_recipe(config)
-    claim(workdir, config)
+    params = recipes.params_of(config, model, required=False)
+    claim(workdir, config, {"program": "finetune", "schedule": schedule})
     params = train(
         model,
         params,
@@ -47,6 +55,11 @@ def run_training(
         checkpoint_every=config.checkpoint_every,
         log_every=config.log_every,
     )
+    if not all(np.isfinite(array).all() for array in jax.tree.leaves(params)):
+        raise UserError(
+            "the trained weights are not finite; lower the learning rate or check "
+            "weights and data, then train into another --workdir"
+        )
     save_weights(model, params, workdir / WEIGHTS)
     return params
 
@@ -58,7 +71,7 @@ def run_search(config: ConfigDict, workdir: Path) -> Schedule:
     params = recipes.params_of(config, model)
     dataset = recipes.dataset_of(config, model)
     batches = recipes.batches_of(config, dataset)
-    claim(workdir, config)
+    claim(workdir, config, {"program": "search"})
     result = learn_schedule(
         model,
         params,
@@ -103,6 +116,9 @@ def run_evaluation(
         cases: what to evaluate, by name.
         command: that gives these figures.
         target: the budget that the cases share, if they do.
+
+    Raises:
+        UserError: data or weights that do not fit, or a loss that is not finite.
     """
     model = recipes.model_of(config)
     params = recipes.params_of(config, model)
@@ -114,6 +130,12 @@ def run_evaluation(
         | {"target": target}
         for name, compression in cases.items()
     ]
+    for row in rows:
+        if not np.isfinite(row["loss"]):
+            raise UserError(
+                f"the loss of {row['name']!r} is not finite, so nothing it reaches "
+                "means anything; check the weights and the data"
+            )
     return {
         "kind": "evaluation",
         "command": command,

@@ -105,11 +105,11 @@ def match(
     if allowed_BK is not None:
         similarity_BSK = jnp.where(allowed_BK[:, None, :], similarity_BSK, -jnp.inf)
     best_BS = jnp.max(similarity_BSK, axis=-1)
-    # Two plain reductions run in vector registers on CPU; argmax does not.
-    position_BSK = jax.lax.broadcasted_iota(jnp.int32, similarity_BSK.shape, 2)
+    # The first of the best: two plain reductions run in vector registers on CPU,
+    # argmax does not.
+    index_K = jnp.arange(similarity_BSK.shape[-1])
     is_best_BSK = similarity_BSK == best_BS[..., None]
-    index_BS = jnp.min(jnp.where(is_best_BSK, position_BSK, 0x7FFFFFFF), axis=-1)
-    return index_BS, best_BS
+    return jnp.min(jnp.where(is_best_BSK, index_K, len(index_K)), axis=-1), best_BS
 
 
 def fold(

@@ -20,19 +20,27 @@ FREE = {
 }
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
-    """Marks a work directory as this config's, or finds it marked so.
+def claim(workdir: Path, config: ConfigDict, run: dict[str, str]) -> None:
+    """Marks a work directory as this run's, or finds it marked so.
+
+    Args:
+        workdir: folder, made if need be.
+        config: of the run.
+        run: what else makes the run what it is: its program, its `--schedule`.
 
     Raises:
-        UserError: the directory belongs to another config, naming a field that
+        UserError: the directory belongs to another run, naming a field that
             differs; or it cannot be written.
     """
-    record = json.loads(config.to_json_best_effort(sort_keys=True))
+    record = json.loads(config.to_json_best_effort(sort_keys=True)) | run
     path = workdir / "config.json"
     if not path.exists():
         write_json(path, record)
         return
-    mine, theirs = flat(record), flat(read_json(path))
+    known = read_json(path)
+    if not isinstance(known, dict):
+        raise UserError(f"{path} is damaged; give another --workdir, or remove it")
+    mine, theirs = flat(record), flat(known)
     fields = (mine.keys() | theirs) - FREE
     different = sorted(f for f in fields if mine.get(f) != theirs.get(f))
     if different:
@@ -41,6 +49,20 @@ def claim(workdir: Path, config: ConfigDict) -> None:
             f"{workdir} belongs to a run with {field}={theirs.get(field)!r}, this one "
             f"has {mine.get(field)!r}; give another --workdir or the same config"
         )
+
+
+def make_folder(path: Path) -> None:
+    """Makes the folder of results before the work that they cost.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write into {path}: {error.strerror}; give another folder"
+        ) from error
 
 
 def flat(record: dict, prefix: str = "") -> dict[str, object]:

@@ -28,13 +28,13 @@ COUNTS = {
 }
 
 
-def random_params(model: ViT, seed: int = 0) -> dict[str, Any]:
+def random_params(model: ViT, spread: float = 0.3) -> dict[str, Any]:
     """Returns weights that spread the tokens, without compiling anything."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
 
     def draw(path: tuple, weight: jax.ShapeDtypeStruct) -> np.ndarray:
         around = 1.0 if path[-1].key in ("scale", "gamma") else 0.0
-        return np.float32(around + 0.3 * rng.standard_normal(weight.shape))
+        return np.float32(around + spread * rng.standard_normal(weight.shape))
 
     shapes = jax.eval_shape(lambda: dr.init_weights(model))
     return jax.tree_util.tree_map_with_path(draw, shapes)

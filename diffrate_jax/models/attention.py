@@ -67,7 +67,9 @@ def attend(
         size_BN = jnp.ones(score_BHNM.shape[::3], score_BHNM.dtype)
     own_BHN1 = None
     if alive_BN is not None:
-        own_BHN1 = jnp.sum(query_BHNE * key_BHNE, axis=-1, keepdims=True)
+        own_BHN1 = jnp.sum(
+            query_BHNE * key_BHNE, axis=-1, keepdims=True, dtype=score_BHNM.dtype
+        )
     weights = soften(score_BHNM, own_BHN1, size_BN, alive_BN, epsilon)
     importance_BN = importance(jax.lax.stop_gradient(weights), alive_BN, prefix_tokens)
     keys_BNE = jax.lax.stop_gradient(jnp.mean(key_BHNE, axis=1))
@@ -97,24 +99,37 @@ def soften(
         epsilon: see `attend`.
     """
     share_BM = size_BN if alive_BN is None else size_BN * alive_BN
-    seen_BM = jax.lax.stop_gradient(size_BN if epsilon else share_BM)
-    fixed_BHNM = jax.lax.stop_gradient(score_BHNM)
-    most_BHN1 = jnp.max(
-        fixed_BHNM + jnp.log(seen_BM)[:, None, None, :], axis=-1, keepdims=True
-    )
+    most_BHN1 = largest(score_BHNM, own_BHN1, size_BN if epsilon else share_BM)
+    exponent_BHNM = score_BHNM - most_BHN1
     if alive_BN is not None:
-        most_BHN1 = jnp.maximum(most_BHN1, jax.lax.stop_gradient(own_BHN1))
-        # Bounded without a gradient: a key that needs the bound is dead and has none.
-        excess_BHNM = jnp.maximum(fixed_BHNM - most_BHN1 - LARGEST_EXPONENT, 0.0)
-        score_BHNM = score_BHNM - jax.lax.stop_gradient(excess_BHNM)
-    exp_BHNM = jnp.exp(score_BHNM - most_BHN1)
+        exponent_BHNM = bounded(exponent_BHNM)
+    exp_BHNM = jnp.exp(exponent_BHNM)
     total_BHN1 = jnp.einsum("BHNM,BM->BHN", exp_BHNM, share_BM)[..., None] + epsilon
     if alive_BN is not None:
-        own_BN = size_BN * (1.0 - alive_BN)
-        own_BHN1 = jnp.exp(own_BHN1 - most_BHN1) * own_BN[:, None, :, None]
+        dead_BN = size_BN * (1.0 - alive_BN)
+        own_BHN1 = jnp.exp(own_BHN1 - most_BHN1) * dead_BN[:, None, :, None]
         total_BHN1 += own_BHN1
     floor = epsilon / score_BHNM.shape[-1]
     return Weights(exp_BHNM, share_BM, own_BHN1, total_BHN1, floor)
+
+
+def largest(score_BHNM: Array, own_BHN1: Array | None, seen_BM: Array) -> Array:
+    """Returns the largest score that a query sees [B, H, N, 1], without gradient."""
+    score_BHNM, own_BHN1, seen_BM = jax.lax.stop_gradient(
+        (score_BHNM, own_BHN1, seen_BM)
+    )
+    seen_BHNM = score_BHNM + jnp.log(seen_BM)[:, None, None, :]
+    most_BHN1 = jnp.max(seen_BHNM, axis=-1, keepdims=True)
+    return most_BHN1 if own_BHN1 is None else jnp.maximum(most_BHN1, own_BHN1)
+
+
+def bounded(exponent_BHNM: Array) -> Array:
+    """Limits exponents and lets the gradient through: where it matters it is zero.
+
+    Only a dead key can need the limit, and what it weighs is multiplied by zero.
+    """
+    excess_BHNM = jnp.maximum(exponent_BHNM - LARGEST_EXPONENT, 0.0)
+    return exponent_BHNM - jax.lax.stop_gradient(excess_BHNM)
 
 
 def mix(weights: Weights, value_BHNE: Array) -> Array:
@@ -134,7 +149,7 @@ def mix(weights: Weights, value_BHNE: Array) -> Array:
 
 
 def masked_softmax(score_BHNM: Array, alive_BN: Array, epsilon: float) -> Array:
-    """Returns the map of weights [B, H, N, M] that `mix` never forms, for inspection."""
+    """Returns the map [B, H, N, M] that `mix` applies but never forms, to look at."""
     self_NM = jnp.eye(alive_BN.shape[1], dtype=score_BHNM.dtype)
     own_BHN1 = jnp.sum(score_BHNM * self_NM, axis=-1, keepdims=True)
     size_BN = jnp.ones_like(alive_BN)
@@ -155,5 +170,8 @@ def importance(weights: Weights, alive_BN: Array | None, prefix_tokens: int) -> 
     living_BN = jax.lax.stop_gradient(living_BN)
     voice_BHN = living_BN[:, None, :] / weights.total[..., 0]
     voice_BHN /= jnp.sum(living_BN, axis=1)[:, None, None] * voice_BHN.shape[1]
-    received_BM = jnp.einsum("BHNM,BHN->BM", weights.exp, voice_BHN) * weights.share
+    # Exactly, wherever it runs: ranks hang on it.
+    received_BM = weights.share * jnp.einsum(
+        "BHNM,BHN->BM", weights.exp, voice_BHN, precision=jax.lax.Precision.HIGHEST
+    )
     return received_BM + weights.floor * jnp.sum(voice_BHN, axis=(1, 2))[:, None]

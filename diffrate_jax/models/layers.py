@@ -9,12 +9,6 @@ from diffrate_jax.shapes import Array
 from diffrate_jax.tokens import Attended, Tokens, at_least_float32
 
 
-def split_heads(x_BND: Array, num_heads: int) -> Array:
-    """Returns [B, H, N, E]."""
-    x_BNHE = x_BND.reshape(*x_BND.shape[:2], num_heads, -1)
-    return jnp.transpose(x_BNHE, (0, 2, 1, 3))
-
-
 class Attention(nn.Module):
     """Multi-head self-attention with timm's fused qkv projection."""
 
@@ -33,12 +27,10 @@ class Attention(nn.Module):
         epsilon: float,
     ) -> tuple[Array, Attended]:
         """Returns the layer's output [B, N, D] and what compression may see."""
-        width = x_BND.shape[-1]
+        batch, num_tokens, width = x_BND.shape
         qkv = nn.Dense(3 * width, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")
-        query, key, value = (
-            split_heads(part_BND, self.num_heads)
-            for part_BND in jnp.split(qkv(x_BND), 3, axis=-1)
-        )
+        shape = (batch, num_tokens, 3, self.num_heads, width // self.num_heads)
+        query, key, value = jnp.transpose(qkv(x_BND).reshape(shape), (2, 0, 3, 1, 4))
         mixed_BHNE, seen = attend(
             query,
             key,
@@ -50,17 +42,6 @@ class Attention(nn.Module):
         )
         mixed_BND = jnp.transpose(mixed_BHNE, (0, 2, 1, 3)).reshape(x_BND.shape)
         return nn.Dense(width, dtype=self.dtype, name="proj")(mixed_BND), seen
-
-
-@jax.checkpoint
-def gelu(x: Array) -> Array:
-    """GELU by its definition, with erf; the gradient keeps nothing but x.
-
-    What it would keep of erf is several times the size of x, and dearer to write and
-    read than to compute again.
-    """
-    wide = x.astype(at_least_float32(x))
-    return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 @jax.checkpoint
@@ -103,11 +84,8 @@ class LayerScale(nn.Module):
 
 
 def layer_norm(epsilon: float, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
-    """Returns LayerNorm with the two-pass variance that PyTorch's weights expect.
-
-    The gradient keeps its input alone: its reductions are cheap to repeat.
-    """
-    return nn.remat(nn.LayerNorm)(
+    """Returns LayerNorm with the two-pass variance that PyTorch's weights expect."""
+    return nn.LayerNorm(
         epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name
     )
 

@@ -1,0 +1,570 @@
+"""The programs as a user meets them: what they write, and what they refuse."""
+
+import html.parser
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from configs import base
+from diffrate_jax import (
+    benchmark,
+    cli,
+    evaluate,
+    finetune,
+    quickstart,
+    report,
+    runs,
+    search,
+)
+from diffrate_jax.files import read_json
+from diffrate_jax.metrics import read_metrics
+from diffrate_jax.schedule import Schedule
+from diffrate_jax.version import __version__
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS = {
+    "benchmark": benchmark,
+    "evaluate": evaluate,
+    "finetune": finetune,
+    "quickstart": quickstart,
+    "report": report,
+    "search": search,
+}
+CONFIGS = sorted((ROOT / "configs").glob("[a-z]*.py"))
+# Two blocks, 65 tokens of width 12, four steps of eight images.
+RECIPE = """
+from configs import quickstart
+
+def get_config():
+    config = quickstart.get_config()
+    config.model_fields.update(depth=2, width=12)
+    config.dataset = "arrays:{data}"
+    config.target = "92%"
+    config.steps, config.batch_size, config.eval_batch_size = 4, 8, 8
+    config.checkpoint_every, config.log_every, config.cpu_devices = 2, 1, 0
+    return config
+"""
+NUM_TEST = 22  # Divides neither by batches nor by devices.
+WEIGHTED = "--config={recipe} --workdir={work} --config.weights={weights}"
+SEARCH, FINETUNE = f"search {WEIGHTED}", "finetune --config={recipe} --workdir={work}"
+EVALUATE = f"evaluate {WEIGHTED}"
+BENCHMARK = "benchmark --recipe={recipe} --rounds=1 --batch=1"
+
+
+def command(text: str, paths: dict[str, Path]) -> list[str]:
+    """Returns the words of a command line, "{name}" replaced by paths."""
+    return shlex.split(text.format_map(paths))
+
+
+def run(text: str, paths: dict[str, Path]) -> int:
+    """Runs a program in this process; returns its exit status."""
+    program, *flags = command(text, paths)
+    return PROGRAMS[program].main([program, *flags])
+
+
+def images(**changed: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the entries of a dataset of noise whose colour tells the class."""
+    rng = np.random.default_rng(0)
+    entries = {"num_classes": np.int64(10)}
+    for split, count in {"train": 32, "test": NUM_TEST}.items():
+        labels_N = np.arange(count) % 10
+        noise = rng.integers(0, 100, (count, 32, 32, 3))
+        image_NYXC = (noise + 15 * labels_N[:, None, None, None]).astype(np.uint8)
+        entries |= {f"{split}_image": image_NYXC, f"{split}_label": labels_N}
+    return entries | changed
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiles_fast():
+    """Compiling takes most of the time here, and nothing has to run fast."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> dict[str, Path]:
+    """Data, weights and a schedule that `finetune` and `search` wrote."""
+    folder = tmp_path_factory.mktemp("trained")
+    paths = {"recipe": folder / "recipe.py", "data": folder / "data.npz"}
+    paths["recipe"].write_text(RECIPE.format_map(paths))
+    np.savez(paths["data"], **images())
+    paths["weights"] = folder / "train/weights.safetensors"
+    paths["schedule"] = folder / "search/schedule.json"
+    assert not run(f"finetune --config={{recipe}} --workdir={folder}/train", paths)
+    text = "search --config={recipe} --config.weights={weights}"
+    assert not run(f"{text} --workdir={folder}/search", paths)
+    return paths
+
+
+@pytest.fixture
+def paths(trained, tmp_path) -> dict[str, Path]:
+    """Paths that commands name; `work` is a folder of the test's own."""
+    return trained | {"work": tmp_path / "work", "tmp": tmp_path}
+
+
+def test_finetune_writes_weights_metrics_and_checkpoints(trained):
+    folder = trained["weights"].parent
+    assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == [
+        1,
+        2,
+        3,
+        4,
+    ]
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["2", "4"]
+
+
+def test_search_writes_a_schedule_within_the_target(trained):
+    folder = trained["schedule"].parent
+    found = Schedule.load(trained["schedule"])
+    assert found.provenance["macs"] <= 0.92 * found.provenance["dense_macs"]
+    assert found.provenance["weights"] == "weights.safetensors"
+    assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == [
+        1,
+        2,
+        3,
+        4,
+    ]
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["2", "4"]
+
+
+def test_same_search_again_prints_the_same_at_once(trained, capsys):
+    folder = trained["schedule"].parent
+    before = trained["schedule"].read_bytes()
+    text = f"search --config={{recipe}} --config.weights={{weights}} --workdir={folder}"
+    printed = []
+    for _ in range(2):
+        began = time.monotonic()
+        assert run(text, trained) == 0
+        printed.append(capsys.readouterr().out)
+    assert time.monotonic() - began < 5
+    assert printed[0] == printed[1]
+    assert re.search(
+        r"GMACs, \d\d\.\d% of dense, target 92%: .*schedule.json", printed[0]
+    )
+    assert trained["schedule"].read_bytes() == before
+
+
+def test_finetune_with_a_schedule_in_place(paths, capsys):
+    text = f"{FINETUNE} --schedule=uniform:90% --config.steps=2"
+    assert run(f"{text} --config.weights={{weights}}", paths) == 0
+    assert capsys.readouterr().out == (
+        f"trained 2 steps: {paths['work']}/weights.safetensors\n"
+    )
+    # The same folder is not silently taken for a run with another schedule.
+    assert run(text.replace("90%", "95%"), paths) == 2
+    assert "schedule='uniform:90%'" in capsys.readouterr().err
+
+
+def test_evaluate_counts_every_image_and_compares_at_equal_cost(paths, capsys):
+    assert run(f"{EVALUATE} --schedule={{schedule}} --baselines", paths) == 0
+    record = read_json(paths["work"] / "evaluation.json")
+    rows = {row["name"]: row for row in record["rows"]}
+    learned = rows.pop("learned")
+    assert learned["macs"] == Schedule.load(paths["schedule"]).provenance["macs"]
+    drawn = [f"random {number}" for number in range(1, 6)]
+    tome = ["ToMe constant", "ToMe decreasing"]
+    assert list(rows) == ["dense", *tome, "prune only", "merge only", *drawn]
+    for row in record["rows"]:
+        assert row["count"] == len(row["correct"]) == NUM_TEST
+        assert row["top1"] == pytest.approx(100 * row["correct"].count("1") / NUM_TEST)
+    assert rows.pop("dense")["fraction"] == 1
+    for row in rows.values():
+        assert 1 <= row["macs"] / learned["macs"] <= 1.01
+    assert record["command"].startswith("python -m diffrate_jax.evaluate --config=")
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ["dense", *tome, "random, 5 draws"])
+
+
+def test_benchmark_of_a_recipe(paths, capsys):
+    text = "benchmark --recipe={recipe} --schedule=uniform:90% --against=tome:4"
+    assert run(f"{text} --batch=2 --rounds=2 --out={{work}}", paths) == 0
+    record = read_json(paths["work"] / "vit_float32_b2.json")
+    assert [row["name"] for row in record["rows"]] == ["dense", "uniform:90%", "tome:4"]
+    assert record["rows"][0]["speedup"] == 1
+    assert all(len(row["seconds"]) == 2 for row in record["rows"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("batch 2, float32\n")
+
+
+@pytest.mark.slow
+def test_benchmark_of_a_preset(paths, capsys):
+    text = "benchmark --model=deit_tiny_patch16_224 --schedule=published:0.8"
+    assert run(f"{text} --batch=1 --rounds=1 --dtype=bfloat16", paths) == 0
+    assert "batch 1, bfloat16" in capsys.readouterr().out
+
+
+def test_benchmark_of_a_preset_times_that_model(paths, monkeypatch, capsys):
+    seen = []
+    row = {"name": "dense", "macs": 1, "images_per_second": 1.0}
+    row |= {"speedup": 1.0, "efficiency": 1.0}
+    monkeypatch.setattr(benchmark, "init_weights", lambda model: None)
+    monkeypatch.setattr(
+        benchmark, "run_benchmark", lambda *args: seen.append(args) or {"rows": [row]}
+    )
+    text = "benchmark --model=deit_small_patch16_224 --schedule=published:2.9"
+    assert run(f"{text} --against=tome:8,dense --batch=1,8", paths) == 0
+    assert [args[1] for args in seen] == ["deit_small_patch16_224"] * 2
+    assert [list(args[3]) for args in seen] == [
+        ["dense", "published:2.9", "tome:8"]
+    ] * 2
+    assert [args[4].batch_size for args in seen] == [1, 8]
+
+
+def test_report_of_what_the_programs_wrote(paths, capsys):
+    assert run(f"{EVALUATE} --schedule={{schedule}}", paths) == 0
+    shutil.copytree(paths["schedule"].parent, paths["work"] / "search")
+    shutil.copytree(paths["weights"].parent, paths["work"] / "train")
+    text = "report --results={work} --out={tmp}/report.html --pictures={tmp}/pictures"
+    assert run(text, paths) == 0
+    assert capsys.readouterr().out.endswith(f"wrote {paths['tmp']}/report.html\n")
+    html.parser.HTMLParser().feed((paths["tmp"] / "report.html").read_text())
+    assert len(list((paths["tmp"] / "pictures").glob("*.png"))) >= 3
+
+
+def test_search_goes_on_where_it_was_stopped(paths, capsys):
+    """A run cut in two learns bit for bit what the whole run learned."""
+    whole = paths["schedule"].parent
+    shutil.copytree(whole, paths["work"])
+    shutil.rmtree(paths["work"] / "checkpoints/4")
+    (paths["work"] / "schedule.json").unlink()
+    assert run(SEARCH, paths) == 0
+    assert (paths["work"] / "schedule.json").read_bytes() == (
+        paths["schedule"].read_bytes()
+    )
+    metrics = [read_metrics(f / "metrics.jsonl") for f in (whole, paths["work"])]
+    for row in metrics[0] + metrics[1]:
+        row.pop("images_per_second")
+    assert metrics[0] == metrics[1]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help_shows_an_example(name, capsys):
+    try:
+        status = PROGRAMS[name].main([name, "--help"])
+    except SystemExit as left:
+        status = left.code
+    assert status in (0, None)
+    printed = capsys.readouterr()
+    assert f"python -m diffrate_jax.{name} --" in printed.out
+    assert not printed.err
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS.keys() - {"report"}))
+def test_version(name, capsys):
+    try:
+        status = PROGRAMS[name].main([name, "--version"])
+    except SystemExit as left:
+        status = left.code
+    assert status in (0, None)
+    assert capsys.readouterr().out == f"diffrate_jax {__version__}\n"
+
+
+def test_program_as_a_process():
+    """One real process: the status and the sentence reach the shell."""
+    words = [sys.executable, "-m", "diffrate_jax.search", "--config=configs/bsae.py"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: no config file configs/bsae.py; did you mean 'configs/base.py'?\n"
+    )
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_loads_and_is_locked(path):
+    config = cli.load_recipe(path)
+    assert config.is_locked
+    with pytest.raises(AttributeError, match="target"):
+        config.tarject = "50%"
+    assert set(config) == set(base.get_config())
+
+
+def test_every_field_of_the_configs_is_read_and_every_field_read_exists():
+    sources = "".join(p.read_text() for p in (ROOT / "diffrate_jax").glob("*.py"))
+    sources = sources.replace("jax.config.", "")
+    read = set(re.findall(r"\bconfig\.([a-z]\w+)\b(?!\()", sources))
+    assert read - {"json", "name", "value", "key", "field"} == set(base.get_config())
+
+
+# What each command must say; every one ends in one sentence and status 2.
+REFUSED = {
+    # Flags and configs.
+    "search": "give --config=configs/quickstart.py",
+    "search --config={recipe}": "give --workdir=DIR",
+    "search --config= --workdir={work}": "give --config=",
+    "search --config={tmp}/none.py --workdir={work}": "no config file none.py",
+    "search --config={tmp} --workdir={work}": "no config file",
+    "search --config={wrong}/syntax.py --workdir={work}": "syntax.py SyntaxError",
+    "search --config={wrong}/raises.py --workdir={work}": "raises.py KeyError 'x'",
+    "search --config={wrong}/nothing.py --workdir={work}": "ConfigDict, got None",
+    "search --config={wrong}/empty.py --workdir={work}": "get_config",
+    f"{SEARCH} --config.tarject=50%": "'config.tarject' did you mean 'config.target'?",
+    f"{SEARCH} --config.model_fields.deph=2": "mean 'config.model_fields.depth'?",
+    f"{SEARCH} --wrokdir=x": "--wrokdir did you mean 'workdir'?",
+    f"{SEARCH} --workdir": "Missing value --workdir",
+    f"{SEARCH} extra": "'extra'",
+    f"{SEARCH} --config.steps=abc": "config.steps must be a whole number, got 'abc'",
+    f"{SEARCH} --config.steps=1.5": "config.steps must be a whole number, got '1.5'",
+    f"{SEARCH} --config.flip=maybe": "config.flip true or false, got 'maybe'",
+    f"{SEARCH} --config.learning_rate=fast": "config.learning_rate a number 'fast'",
+    f"{SEARCH} --config.learning_rate=nan": "config.learning_rate nan",
+    f"{SEARCH} --config.model_fields=3": "config.model_fields",
+    f"{SEARCH} --config.mean=grey": "config.mean three numbers 'grey'",
+    f"{SEARCH} --config.std=0": "std",
+    f"{SEARCH} --config.steps=0": "config.steps must be at least 1, got 0",
+    f"{SEARCH} --config.log_every=0": "config.log_every at least 1",
+    f"{SEARCH} --config.checkpoint_every=0": "config.checkpoint_every at least 1",
+    f"{SEARCH} --config.granularity=0": "granularity 1 64 0",
+    f"{SEARCH} --config.drop_path=1": "config.drop_path 0 1",
+    f"{SEARCH} --config.seed=-1": "config.seed -1",
+    f"{SEARCH} --config.penalty_unit=flops": "relative gmacs 'flops'",
+    f"{SEARCH} --config.label_smoothing=1": "label_smoothing 1.0",
+    f"{SEARCH} --config.crop=centre": "unknown crop 'centre'",
+    f"{FINETUNE} --config.warmup_steps=4": "warmup_steps fewer than the 4 steps",
+    # Models and weights.
+    f"{SEARCH} --config.model=deit_smal_patch16_224": "'deit_small_patch16_224'?",
+    f"{SEARCH} --config.model_fields.num_heads=5": "width multiple of num_heads 5",
+    f"{SEARCH} --config.model_fields.patch_size=0": "patch_size at least 1",
+    "search --config={recipe} --workdir={work}": "give --config.weights=FILE",
+    f"{SEARCH} --config.weights=none.safetensors": "none.safetensors No such file",
+    f"{SEARCH} --config.weights=w.pth": "must be a .safetensors file w.pth",
+    f"{SEARCH} --config.weights={{wrong}}/cut.safetensors": "cut.safetensors",
+    f"{SEARCH} --config.model_fields.depth=3": "missing blocks.2.attn.qkv.weight",
+    f"{SEARCH} --config.model_fields.width=24": "shape (12,), expected (24,)",
+    # Targets and schedules.
+    f"{SEARCH} --config.target=5%": "5% is out of reach between GMACs 100%",
+    f"{SEARCH} --config.target=9": "9 is out of reach between GMACs",
+    f"{SEARCH} --config.target=half": "'2.9' '60%' 'half'",
+    f"{EVALUATE} --schedule=uniform:half": "'60%' 'half'",
+    f"{EVALUATE} --schedule=tome:many": "'many'",
+    f"{EVALUATE} --schedule=tome:-1": "-1",
+    f"{EVALUATE} --schedule=published:2.9": "no schedule was published 'vit'",
+    f"{EVALUATE} --schedule=none.json": "a file that exists 'none.json'",
+    f"{EVALUATE} --schedule={{wrong}}": "cannot read the schedule Is a directory",
+    f"{EVALUATE} --schedule={{wrong}}/short.json": "2 attention blocks for 1",
+    f"{EVALUATE} --schedule={{wrong}}/zero.json": "positive integers, got 0",
+    f"{EVALUATE} --schedule={{wrong}}/negative.json": "positive integers, got -3",
+    f"{EVALUATE} --schedule={{wrong}}/half.json": "positive integers, got 9.5",
+    f"{EVALUATE} --schedule={{wrong}}/large.json": "2 and 65 tokens 66",
+    f"{EVALUATE} --schedule={{wrong}}/text.json": "text.json is not JSON",
+    f"{EVALUATE} --schedule={{wrong}}/other.json": "other.json is not a schedule",
+    f"{EVALUATE} --schedule={{wrong}}/newer.json": "version 2 reads version 1 update",
+    f"{EVALUATE} --baselines=3": "baselines",
+    f"{FINETUNE} --schedule={{wrong}}/zero.json": "positive integers, got 0",
+    f"{BENCHMARK} --schedule={{wrong}}/zero.json": "positive integers, got 0",
+    # Data.
+    f"{SEARCH} --config.dataset=arrays:none.npz": "none.npz",
+    f"{SEARCH} --config.dataset=arrays:{{wrong}}/text.npz": "text.npz numpy.savez",
+    f"{SEARCH} --config.dataset=arrays:{{wrong}}/small.npz": "32 x 32 16 x 16",
+    f"{SEARCH} --config.dataset=arrays:{{wrong}}/grey.npz": "uint8 [N, Y, X, 3] 1]",
+    f"{SEARCH} --config.dataset=arrays:{{wrong}}/float.npz": "uint8 float32",
+    f"{SEARCH} --config.dataset=arrays:{{wrong}}/classes.npz": "labels 0 to 9 11",
+    f"{SEARCH} --config.dataset=arrays:{{wrong}}/more.npz": "has 12 classes 10 apart",
+    f"{EVALUATE} --config.dataset=arrays:{{wrong}}/more.npz": "has 12 classes 10 apart",
+    f"{SEARCH} --config.dataset=arrays:{{wrong}}/none.npz": "must have examples",
+    f"{SEARCH} --config.train_split=trian": "no split 'trian' did you mean 'train'?",
+    f"{SEARCH} --config.train_split=train[5:5]": "'train[5:5]' hold at least one",
+    f"{EVALUATE} --config.eval_split=validation": "no split 'validation' test",
+    f"{SEARCH} --config.batch_size=10": "multiple of the 4 devices, got 10",
+    f"{SEARCH} --config.batch_size=0": "config.batch_size at least 1",
+    f"{SEARCH} --config.batch_size=64": "at most the 32 examples 64",
+    f"{EVALUATE} --config.eval_batch_size=10": "multiple of the 4 devices, got 10",
+    # Folders.
+    f"{SEARCH} --workdir={{data}}/below": "cannot write data.npz/below Not a directory",
+    f"{FINETUNE} --workdir={{data}}/below": "cannot write Not a directory",
+    f"{EVALUATE} --workdir={{data}}/below": "cannot write Not a directory",
+    f"{EVALUATE} --workdir={{data}}": "cannot write File exists",
+    f"{SEARCH} --workdir={{wrong}}/claimed": "claimed target='50%' this one has '92%'",
+    f"{SEARCH} --workdir={{wrong}}/damaged": "config.json is not JSON",
+    f"{BENCHMARK} --schedule=tome:4 --out={{data}}/below": "cannot write",
+    "quickstart --workdir={data}/below": "cannot write Not a directory",
+    # Programs without a config.
+    "benchmark": "--schedule",
+    "benchmark --schedule=tome:4": "either --model=NAME or --recipe=FILE",
+    f"{BENCHMARK} --schedule=tome:4 --model=vit": "either --model=NAME or --recipe",
+    "benchmark --model=deit_smal --schedule=tome:4": "unknown model 'deit_smal'",
+    "benchmark --recipe={tmp}/no.py --schedule=tome:4": "no config file",
+    "benchmark --recipe={wrong}/raises.py --schedule=tome:4": "raises.py KeyError",
+    f"{BENCHMARK} --schedule=tome:4 --batch=0": "1,8,64 '0'",
+    f"{BENCHMARK} --schedule=tome:4 --batch=2,x": "1,8,64 '2,x'",
+    f"{BENCHMARK} --schedule=tome:4 --dtype=int8": "dtype float32 bfloat16 'int8'",
+    f"{BENCHMARK} --schedule=tome:4 --rounds=0": "--rounds at least 1",
+    f"{BENCHMARK} --schedule=tome:4 --rounds=few": "--rounds 'few'",
+    f"{BENCHMARK} --schedule=tome:4 --weights=none.safetensors": "none.safetensors",
+    f"{BENCHMARK} --schedule=tome:4 --wieghts=x": "--wieghts=x",
+    "quickstart --worker=3": "--worker=3",
+    "report --results={tmp}/none --out={tmp}/report.html": "none",
+    "report --results={data} --out={tmp}/report.html": "data.npz",
+}
+
+
+@pytest.fixture(scope="module")
+def wrong(trained, tmp_path_factory) -> Path:
+    """A folder of files that no program may accept."""
+    folder = tmp_path_factory.mktemp("wrong")
+    write_configs(folder)
+    write_schedules(folder)
+    write_data(folder)
+    whole = trained["weights"].read_bytes()
+    (folder / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    shutil.copytree(trained["schedule"].parent, folder / "claimed")
+    claimed = folder / "claimed/config.json"
+    claimed.write_text(claimed.read_text().replace("92%", "50%"))
+    (folder / "damaged").mkdir()
+    (folder / "damaged/config.json").write_text("{")
+    return folder
+
+
+def write_configs(folder: Path) -> None:
+    """Writes config files that do not run, or make no config."""
+    (folder / "syntax.py").write_text("def get_config(:\n")
+    (folder / "raises.py").write_text("def get_config():\n    return {}['x']\n")
+    (folder / "nothing.py").write_text("def get_config():\n    pass\n")
+    (folder / "empty.py").write_text("")
+
+
+def write_schedules(folder: Path) -> None:
+    """Writes schedule files that are wrong for two blocks of 65 tokens."""
+    good = {"format": "diffrate_jax.schedule", "version": 1, "prune": None}
+    merges = {
+        "short": [65],
+        "zero": [65, 0],
+        "negative": [65, -3],
+        "half": [65, 9.5],
+        "large": [66, 5],
+    }
+    changes = {name: {"merge": merge} for name, merge in merges.items()}
+    changes["newer"] = {"merge": [65, 5], "version": 2}
+    changes["other"] = {"merge": [65, 5], "format": "other"}
+    for name, change in changes.items():
+        (folder / f"{name}.json").write_text(json.dumps(good | change))
+    (folder / "text.json").write_text("prune: 9")
+
+
+def write_data(folder: Path) -> None:
+    """Writes datasets that are wrong for images of 32 x 32 in ten classes."""
+    right = images()
+    image, label = right["train_image"], right["train_label"]
+    many = {"train_label": np.arange(32) % 12, "test_label": np.arange(NUM_TEST) % 12}
+    changes = {
+        "small": {"train_image": image[:, :16, :16]},
+        "grey": {"train_image": image[..., :1]},
+        "float": {"train_image": image.astype(np.float32)},
+        "classes": many,
+        "more": many | {"num_classes": np.int64(12)},
+        "none": {"train_image": image[:0], "train_label": label[:0]},
+    }
+    for name, change in changes.items():
+        np.savez(folder / f"{name}.npz", **images(**change))
+    (folder / "text.npz").write_text("images")
+
+
+def brief(text: str) -> str:
+    """Returns a command without what all commands have."""
+    common = "--config={recipe} ", "--workdir={work} ", "--config.weights={weights} "
+    for part in common:
+        text = text.replace(part, "")
+    return text
+
+
+@pytest.mark.parametrize("text", REFUSED, ids=brief)
+def test_bad_input_is_one_sentence(text, paths, wrong, capfd):
+    before = {p: p.stat().st_mtime_ns for p in wrong.rglob("*")}
+    assert run(text, paths | {"wrong": wrong}) == 2
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(r"error: .*\n", printed.err), printed.err
+    missing = [word for word in REFUSED[text].split() if word not in printed.err]
+    assert not missing, printed.err
+    assert before == {p: p.stat().st_mtime_ns for p in wrong.rglob("*")}
+    left = [p.name for p in paths["tmp"].rglob("*") if p.is_file()]
+    assert set(left) <= {"config.json"}
+
+
+def test_evaluation_without_a_finite_loss_is_refused(paths, capfd):
+    tensors = load_file(paths["weights"])
+    tensors["head.weight"] = np.full_like(tensors["head.weight"], 3e38)
+    save_file(tensors, paths["tmp"] / "huge.safetensors")
+    text = f"{EVALUATE} --config.weights={{tmp}}/huge.safetensors"
+    assert run(text, paths) == 2
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: the loss of 'dense' is not finite")
+    assert not (paths["work"] / "evaluation.json").exists()
+
+
+def test_loss_that_is_not_finite_names_its_step_every_time(paths, capfd):
+    text = f"{FINETUNE} --config.model_fields.depth=1 --config.checkpoint_every=1"
+    text += " --config.learning_rate=1e30"
+    for _ in range(2):
+        assert run(text, paths) == 2
+        last = capfd.readouterr().err.splitlines()[-1]
+        assert re.match(r"error: the loss of step 2 is not finite; .* kept", last)
+        folder = paths["work"] / "checkpoints"
+        assert [p.name for p in folder.iterdir()] == ["1"]
+    assert not (paths["work"] / "weights.safetensors").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(paths, capfd, monkeypatch):
+    monkeypatch.setattr(runs, "train", lambda *_, **__: {"head": np.full(3, np.nan)})
+    assert run(FINETUNE, paths) == 2
+    assert capfd.readouterr().err.startswith("error: the trained weights are not finit")
+    assert not (paths["work"] / "weights.safetensors").exists()
+
+
+def test_a_folder_is_one_program_s(paths, capfd):
+    text = WEIGHTED.replace("{work}", str(paths["schedule"].parent))
+    before = paths["schedule"].read_bytes()
+    assert run(f"finetune {text}", paths) == 2
+    assert "program='search'" in capfd.readouterr().err
+    assert paths["schedule"].read_bytes() == before
+
+
+@pytest.mark.slow
+def test_quickstart(tmp_path):
+    """From nothing to the report in ten minutes; the second time at once."""
+    words = [sys.executable, "-m", "diffrate_jax.quickstart", f"--workdir={tmp_path}"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "NPROC": "16"}
+    printed, seconds = [], []
+    for _ in range(2):
+        began = time.monotonic()
+        done = subprocess.run(
+            words,
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        seconds.append(time.monotonic() - began)
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout)
+    assert seconds[0] < 600
+    assert seconds[1] < 60
+    assert printed[0] == printed[1]
+    check_quickstart(tmp_path)
+
+
+def check_quickstart(folder: Path) -> None:
+    """Checks what the quickstart leaves behind."""
+    files = ("schedule.json", "metrics.jsonl", "train/metrics.jsonl", "benchmark.json")
+    assert all((folder / name).stat().st_size for name in (*files, "report.html"))
+    assert list((folder / "pictures").glob("*.png"))
+    rows = {row["name"]: row for row in read_json(folder / "evaluation.json")["rows"]}
+    assert {row["count"] for row in rows.values()} == {600}
+    assert rows.pop("dense")["top1"] >= 97
+    learned = rows.pop("learned")
+    assert learned["fraction"] <= 0.6
+    assert len(rows) == 9
+    for row in rows.values():
+        assert 1 <= row["macs"] / learned["macs"] <= 1.01
