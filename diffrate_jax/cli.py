@@ -22,6 +22,7 @@ from diffrate_jax.version import __version__
 from diffrate_jax.workdir import flat
 
 BAD_INPUT = 2
+BASE = Path(__file__).resolve().parent.parent / "configs" / "base.py"
 OVERRIDE = re.compile(r"--?(?:no)?(config\.[^=]+)")
 WRONG_VALUE = re.compile(r"flag --config\.([\w.]+)=(.*?): ")
 KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
@@ -99,13 +100,14 @@ def split_config(argv: Sequence[str]) -> tuple[Path, list[str]]:
     Raises:
         UserError: there is none.
     """
-    words, path = list(argv), ""
-    for word in argv:
+    words, path = [], ""
+    rest = iter(argv)
+    for word in rest:
         name, equals, value = word.partition("=")
         if name in ("--config", "-config"):
-            at = words.index(word)
-            path = value if equals else "".join(words[at + 1 : at + 2])
-            del words[at : at + (1 if equals else 2)]
+            path = value if equals else next(rest, "")
+        else:
+            words.append(word)
     if not path:
         raise UserError("a run needs a recipe: give --config=configs/quickstart.py")
     return Path(path), words
@@ -121,6 +123,9 @@ def load_recipe(path: Path) -> ConfigDict:
         near = [str(near) for near in path.parent.glob("*.py")]
         hint = did_you_mean(str(path), near) if near else "give the path of a .py file"
         raise UserError(f"no config file {path}; {hint}")
+    root = str(BASE.parent.parent)
+    if root not in sys.path:  # Recipes import `configs`, wherever they are run.
+        sys.path.append(root)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -136,7 +141,34 @@ def load_recipe(path: Path) -> ConfigDict:
         raise UserError(
             f"get_config() of {path} must return a ConfigDict, got {config!r}"
         )
+    if path.resolve() != BASE:
+        check_fields(path, config, load_recipe(BASE))
     return config.lock()
+
+
+def check_fields(path: Path, config: ConfigDict, base: ConfigDict) -> None:
+    """Refuses a recipe whose fields are not those of the base recipe.
+
+    Raises:
+        UserError: a field that no program reads, is missing, or has another type.
+    """
+    for name in config:
+        if name not in base:
+            raise UserError(
+                f"{path} sets {name!r}, which no program reads; "
+                f"{did_you_mean(name, base)}"
+            )
+    for name, default in base.items():
+        if name not in config:
+            raise UserError(
+                f"{path} does not set {name!r}; begin with base.get_config(), as "
+                "configs/quickstart.py does"
+            )
+        kinds = (float, int) if isinstance(default, float) else type(default)
+        if not isinstance(config[name], kinds):
+            raise UserError(
+                f"{path} sets {name} to {config[name]!r}; it must be like {default!r}"
+            )
 
 
 def check_names(argv: Sequence[str], config: ConfigDict) -> None:

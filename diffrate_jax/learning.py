@@ -19,11 +19,12 @@ from diffrate_jax.cost import cost_macs
 from diffrate_jax.data.augment import Augment
 from diffrate_jax.errors import UserError
 from diffrate_jax.loop import Loop, Values
-from diffrate_jax.models import Params, forward, init_rates
+from diffrate_jax.models import Params, architecture, forward, init_rates
 from diffrate_jax.models.vit import ViT
 from diffrate_jax.rates import Rates
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Array
+from diffrate_jax.workdir import claim
 
 # The published penalty was set for DeiT-S, whose dense cost is 4.6 GMACs.
 PUBLISHED_DENSE_GMACS = 4.6
@@ -149,7 +150,9 @@ def learn_schedule(
     """
     recipe = recipe or Recipe()
     budget = parse_budget(target, model)
-    # The geometry's batches decide; nothing is spent before they have been looked at.
+    if workdir is not None:
+        run = {"target": budget.text, "recipe": dataclasses.asdict(recipe)}
+        claim(Path(workdir), run | {"model": architecture(model)}, "search.json")
     stream = batches if callable(batches) else lambda start: skip(batches, start)
     loop = Loop(
         what="search",

@@ -1,6 +1,5 @@
 """From a config file to typed values: nothing beyond this file sees a ConfigDict."""
 
-import dataclasses
 from collections.abc import Iterator
 from math import inf
 
@@ -13,7 +12,6 @@ from diffrate_jax.data import Batch, Dataset, open_dataset, steps_per_epoch
 from diffrate_jax.data.augment import Augment
 from diffrate_jax.errors import UserError
 from diffrate_jax.evaluation import Evaluator
-from diffrate_jax.files import Json
 from diffrate_jax.learning import Recipe
 from diffrate_jax.models import Params, create_model, init_weights
 from diffrate_jax.models.vit import ViT
@@ -54,9 +52,9 @@ def check_ranges(config: ConfigDict) -> None:
     fields = flat(config.to_dict())
     for name in RANGES.keys() & fields.keys():
         (low, high), value = RANGES[name], fields[name]
-        if not low <= value <= high:
+        if not isinstance(value, int | float) or not low <= value <= high:
             least = f"at least {low}" if high == inf else f"from {low} to {high}"
-            raise UserError(f"config.{name} must be {least}, got {value}")
+            raise UserError(f"config.{name} must be {least}, got {value!r}")
     for name in ("mean", "std"):
         colour = fields[name]
         if len(colour) != 3 or not all(isinstance(x, float | int) for x in colour):
@@ -69,13 +67,6 @@ def check_ranges(config: ConfigDict) -> None:
 def model_of(config: ConfigDict) -> ViT:
     """Returns the config's model."""
     return create_model(config.model, **config.model_fields.to_dict())
-
-
-def described(model: ViT) -> dict[str, Json]:
-    """Returns a model's architecture as JSON, for provenance."""
-    fields = dataclasses.asdict(model)
-    hidden = ("parent", "name", "dtype")
-    return {name: value for name, value in fields.items() if name not in hidden}
 
 
 def params_of(config: ConfigDict, model: ViT, *, required: bool = True) -> Params:
@@ -97,13 +88,19 @@ def dataset_of(config: ConfigDict, model: ViT) -> Dataset:
     Raises:
         UserError: it cannot be opened, or has more classes than the model.
     """
-    dataset = open_dataset(
-        config.dataset,
-        image_size=model.image_size,
-        data_dir=config.data_dir or None,
-        crop=config.crop,
-        resize=config.resize,
-    )
+    try:
+        dataset = open_dataset(
+            config.dataset,
+            image_size=model.image_size,
+            data_dir=config.data_dir or None,
+            crop=config.crop,
+            resize=config.resize,
+        )
+    except OSError as error:
+        raise UserError(
+            f"cannot open the dataset {config.dataset!r}: {error}; "
+            "check config.data_dir"
+        ) from error
     if dataset.num_classes > model.num_classes:
         raise UserError(
             f"{dataset.name} has {dataset.num_classes} classes, the model tells "

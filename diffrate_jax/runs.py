@@ -17,7 +17,7 @@ from diffrate_jax.evaluation import score_row
 from diffrate_jax.files import Json
 from diffrate_jax.inference import compile_inference
 from diffrate_jax.learning import learn_schedule
-from diffrate_jax.models import Params
+from diffrate_jax.models import Params, architecture
 from diffrate_jax.models.vit import Compression, ViT
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.timing import Timed, time_in_turn
@@ -44,7 +44,7 @@ def run_training(config: ConfigDict, workdir: Path, schedule: str = "none") -> P
     dataset = recipes.dataset_of(config, model)
     batches = recipes.batches_of(config, dataset)
     params = recipes.params_of(config, model, required=False)
-    claim(workdir, config, {"program": "finetune", "schedule": schedule})
+    claim(workdir, config.to_dict() | {"program": "finetune", "schedule": schedule})
     params = train(
         model,
         params,
@@ -71,7 +71,7 @@ def run_search(config: ConfigDict, workdir: Path) -> Schedule:
     params = recipes.params_of(config, model)
     dataset = recipes.dataset_of(config, model)
     batches = recipes.batches_of(config, dataset)
-    claim(workdir, config, {"program": "search"})
+    claim(workdir, config.to_dict() | {"program": "search"})
     result = learn_schedule(
         model,
         params,
@@ -87,7 +87,7 @@ def run_search(config: ConfigDict, workdir: Path) -> Schedule:
         "macs": result.macs,
         "dense_macs": cost_macs(model, None),
         "learned": {"prune": result.learned.prune, "merge": result.learned.merge},
-        "model": recipes.described(model),
+        "model": architecture(model),
         "weights": Path(config.weights).name,
         "dataset": config.dataset,
         "split": config.train_split,

@@ -39,12 +39,13 @@ class ToMe:
     softmax_epsilon = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.r, int):
+        if isinstance(self.r, list):
             object.__setattr__(self, "r", tuple(self.r))
-        counts = (self.r,) if isinstance(self.r, int) else self.r
+        counts = self.r if isinstance(self.r, tuple) else (self.r,)
         if any(isinstance(r, bool) or not isinstance(r, int) or r < 0 for r in counts):
             raise UserError(
-                f"ToMe removes a non-negative integer of tokens per block, got {self.r}"
+                "ToMe removes a whole number of tokens per block, or a tuple of one "
+                f"for each block, got {self.r!r}"
             )
         if not -1.0 <= self.inflection <= 1.0:
             raise UserError(

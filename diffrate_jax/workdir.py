@@ -3,10 +3,8 @@
 import json
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from diffrate_jax.errors import UserError
-from diffrate_jax.files import read_json, write_json
+from diffrate_jax.files import Json, read_json, write_json
 
 # Where and how often, not what: these may change between a run and its resumption.
 FREE = {
@@ -20,20 +18,21 @@ FREE = {
 }
 
 
-def claim(workdir: Path, config: ConfigDict, run: dict[str, str]) -> None:
+def claim(workdir: Path, run: dict[str, Json], name: str = "config.json") -> None:
     """Marks a work directory as this run's, or finds it marked so.
 
     Args:
         workdir: folder, made if need be.
-        config: of the run.
-        run: what else makes the run what it is: its program, its `--schedule`.
+        run: all that makes the run what it is.
+        name: of the file that keeps it.
 
     Raises:
         UserError: the directory belongs to another run, naming a field that
             differs; or it cannot be written.
     """
-    record = json.loads(config.to_json_best_effort(sort_keys=True)) | run
-    path = workdir / "config.json"
+    # As it will be read back: tuples are lists there.
+    record = json.loads(json.dumps(run, sort_keys=True))
+    path = workdir / name
     if not path.exists():
         write_json(path, record)
         return

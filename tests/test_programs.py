@@ -114,15 +114,15 @@ def paths(trained, tmp_path) -> dict[str, Path]:
     return trained | {"work": tmp_path / "work", "tmp": tmp_path}
 
 
+def logged_and_kept(folder: Path) -> tuple[list[int], list[str]]:
+    """Returns the steps in a run's metrics, and those of its checkpoints."""
+    steps = [row["step"] for row in read_metrics(folder / "metrics.jsonl")]
+    return steps, sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
 def test_finetune_writes_weights_metrics_and_checkpoints(trained):
     folder = trained["weights"].parent
-    assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == [
-        1,
-        2,
-        3,
-        4,
-    ]
-    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["2", "4"]
+    assert logged_and_kept(folder) == ([1, 2, 3, 4], ["2", "4"])
 
 
 def test_search_writes_a_schedule_within_the_target(trained):
@@ -130,13 +130,7 @@ def test_search_writes_a_schedule_within_the_target(trained):
     found = Schedule.load(trained["schedule"])
     assert found.provenance["macs"] <= 0.92 * found.provenance["dense_macs"]
     assert found.provenance["weights"] == "weights.safetensors"
-    assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == [
-        1,
-        2,
-        3,
-        4,
-    ]
-    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["2", "4"]
+    assert logged_and_kept(folder) == ([1, 2, 3, 4], ["2", "4"])
 
 
 def test_same_search_again_prints_the_same_at_once(trained, capsys):
@@ -271,6 +265,14 @@ def test_version(name, capsys):
     assert capsys.readouterr().out == f"diffrate_jax {__version__}\n"
 
 
+def test_a_stopped_program_says_how_to_go_on(capsys):
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    assert cli.report_errors(stopped) == 130
+    assert capsys.readouterr().err == "stopped; run the same command to go on\n"
+
+
 def test_program_as_a_process():
     """One real process: the status and the sentence reach the shell."""
     words = [sys.executable, "-m", "diffrate_jax.search", "--config=configs/bsae.py"]
@@ -309,6 +311,11 @@ REFUSED = {
     "search --config={wrong}/raises.py --workdir={work}": "raises.py KeyError 'x'",
     "search --config={wrong}/nothing.py --workdir={work}": "ConfigDict, got None",
     "search --config={wrong}/empty.py --workdir={work}": "get_config",
+    "search --config={wrong}/typo.py --workdir={work}": "'tarject' mean 'target'?",
+    "search --config={wrong}/bare.py --workdir={work}": "not set base.get_config()",
+    "search --config={wrong}/type.py --workdir={work}": "steps to 'ten' 3753",
+    "search --config={wrong}/depth.py --workdir={work}": "depth at least 1, got 'two'",
+    "search --config --config": "no config file",
     f"{SEARCH} --config.tarject=50%": "'config.tarject' did you mean 'config.target'?",
     f"{SEARCH} --config.model_fields.deph=2": "mean 'config.model_fields.depth'?",
     f"{SEARCH} --wrokdir=x": "--wrokdir did you mean 'workdir'?",
@@ -432,6 +439,17 @@ def write_configs(folder: Path) -> None:
     (folder / "raises.py").write_text("def get_config():\n    return {}['x']\n")
     (folder / "nothing.py").write_text("def get_config():\n    pass\n")
     (folder / "empty.py").write_text("")
+    changes = {
+        "typo": "config.tarject = '50%'",
+        "bare": "config = type(config)()",
+        "type": "del config.steps; config.steps = 'ten'",
+        "depth": "config.model_fields = type(config)({'depth': 'two'})",
+    }
+    for name, change in changes.items():
+        (folder / f"{name}.py").write_text(
+            "from configs import base\n\ndef get_config():\n"
+            f"    config = base.get_config()\n    {change}\n    return config\n"
+        )
 
 
 def write_schedules(folder: Path) -> None:

@@ -52,6 +52,13 @@ def create_model(name: str, **fields: Any) -> ViT:
     return model
 
 
+def architecture(model: ViT) -> dict[str, Any]:
+    """Returns a model's fields as JSON knows them, for provenance."""
+    fields = dataclasses.asdict(model)
+    hidden = ("parent", "name", "dtype")
+    return {name: value for name, value in fields.items() if name not in hidden}
+
+
 def init_weights(model: ViT, seed: int = 0) -> Params:
     """Returns random weights: the nested dict that `forward` takes."""
     size = model.image_size

@@ -251,8 +251,12 @@ def check_vit(model: ViT) -> None:
     """Refuses an impossible architecture.
 
     Raises:
-        UserError: sizes that do not divide, or an unknown pooling.
+        UserError: a size that is not a positive integer or does not divide another,
+            or an unknown pooling.
     """
+    for field in ("image_size", "patch_size", "width", "depth", "num_heads"):
+        check_positive(field, getattr(model, field))
+    check_positive("num_classes", model.num_classes)
     if model.image_size % model.patch_size:
         raise UserError(
             f"image_size must be a multiple of patch_size {model.patch_size}, "
@@ -275,3 +279,13 @@ def check_vit(model: ViT) -> None:
             f"compress must hold one true or false for each of {model.depth} blocks, "
             f"got {len(model.compress)}"
         )
+
+
+def check_positive(field: str, value: object) -> None:
+    """Refuses what is not a positive integer.
+
+    Raises:
+        UserError: naming the field.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{field} must be a positive whole number, got {value!r}")
