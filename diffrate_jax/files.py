@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import contextlib
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -54,3 +55,11 @@ def read_json(path: str | os.PathLike) -> Json:
         ) from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}; write it again") from error
+
+
+def digest(path: str | os.PathLike) -> str:
+    """Returns the SHA-256 of a file's content; of nothing for the empty path."""
+    if not path:
+        return hashlib.sha256().hexdigest()
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -141,12 +141,9 @@ def learn_schedule(
         checkpoint_every: steps between checkpoints.
         log_every: steps between lines of metrics.
 
-    Returns:
-        The schedule, which costs at most the target.
-
     Raises:
         UserError: a target out of reach, batches that do not fit the model or run
-            out, or a loss that is not finite.
+            out, a loss that is not finite, or a folder of another search.
     """
     recipe = recipe or Recipe()
     budget = parse_budget(target, model)
@@ -160,20 +157,23 @@ def learn_schedule(
         workdir=None if workdir is None else Path(workdir),
         checkpoint_every=checkpoint_every,
         log_every=log_every,
-        describe=lambda v: describe(v, budget),
+        describe=lambda values: describe(values, budget),
     )
-    step = search_step(model, recipe, budget)
     state = loop.run(
-        step,
+        search_step(model, recipe, budget),
         initial_state(model, recipe),
         params,
         lambda start: checked(model, stream(start)),
     )
-    run = Masked(state.rates, reference=recipe.reference)
+    return found(model, recipe, budget, state.rates)
+
+
+def found(model: ViT, recipe: Recipe, budget: Budget, rates: Rates) -> SearchResult:
+    """Returns what the rates stand for, brought to the budget."""
+    run = Masked(rates, reference=recipe.reference)
     learned = Schedule.from_kept(run.kept(model.geometry))
     schedule = fit_to_budget(learned, model, budget.macs)
-    macs = cost_macs(model, schedule)
-    return SearchResult(schedule, learned, state.rates, macs)
+    return SearchResult(schedule, learned, rates, cost_macs(model, schedule))
 
 
 def initial_state(model: ViT, recipe: Recipe) -> SearchState:

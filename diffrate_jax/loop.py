@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -84,10 +84,24 @@ class Loop:
             start, state = checkpoints.latest, checkpoints.restore(state)
         if start >= self.steps:
             return jax.device_get(state)
-        report = Reporter(self, start)
-        step = parallel.pmap_step(step)
         state, constants = parallel.replicate(state), parallel.replicate(constants)
-        stream, values = batches(start), None
+        step = parallel.pmap_step(step)
+        with Reporter(self, start) as report:
+            return self._steps(
+                step, state, constants, batches(start), checkpoints, report
+            )
+
+    def _steps(
+        self,
+        step: Callable[..., tuple[State, Values]],
+        state: State,
+        constants: Any,
+        stream: Iterator[dict[str, np.ndarray]],
+        checkpoints: Checkpoints | None,
+        report: "Reporter",
+    ) -> State:
+        values = None
+        start = report.start
         for index in range(start, self.steps):
             batch = self._next(stream, index)
             new_state, new_values = step(state, constants, parallel.shard(batch))
@@ -101,7 +115,6 @@ class Loop:
                 values = None
                 checkpoints.save(done, finite(jax.device_get(state), done))
         report.finished(self.steps, values, len(batch["image"]))
-        report.close()
         return jax.device_get(state)
 
     def _saves(self, done: int) -> bool:
@@ -123,11 +136,17 @@ class Reporter:
     """Writes metrics and moves the progress bar, one step behind the devices."""
 
     def __init__(self, loop: Loop, start: int) -> None:
-        self._loop, self._log = loop, None
+        self._loop, self._log, self.start = loop, None, start
         if loop.workdir is not None:
             self._log = MetricsLog(loop.workdir / "metrics.jsonl", start)
         self._bar = track(loop.steps, loop.what, start=start)
         self._last = (time.perf_counter(), start)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
 
     def finished(self, done: int, values: Values | None, batch_size: int) -> None:
         """Takes the values of step number `done`, counted from 1; None: no step yet."""
@@ -147,10 +166,6 @@ class Reporter:
         if self._log is not None:
             record = {"step": done, **values, "images_per_second": round(rate, 1)}
             self._log.write({name: plain(value) for name, value in record.items()})
-
-    def close(self) -> None:
-        """Ends the progress bar."""
-        self._bar.close()
 
 
 def check_finite(values: Values, done: int) -> None:

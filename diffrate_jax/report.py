@@ -29,13 +29,7 @@ def report(flags: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the program's flags."""
-    flags = argparse.ArgumentParser(
-        prog="python -m diffrate_jax.report",
-        description=__doc__.removeprefix("Program: "),
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    flags = cli.Parser("report", __doc__.removeprefix("Program: "), EXAMPLE)
     add = flags.add_argument
     add("--results", metavar="DIR", required=True, help="folder that runs wrote to")
     add("--out", metavar="FILE", required=True, help="HTML file to write")

@@ -14,11 +14,12 @@ from diffrate_jax.compress import Gathered
 from diffrate_jax.cost import cost_macs
 from diffrate_jax.errors import UserError
 from diffrate_jax.evaluation import score_row
-from diffrate_jax.files import Json
+from diffrate_jax.files import Json, digest
 from diffrate_jax.inference import compile_inference
 from diffrate_jax.learning import learn_schedule
 from diffrate_jax.models import Params, architecture
 from diffrate_jax.models.vit import Compression, ViT
+from diffrate_jax.rates import candidate_counts
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.timing import Timed, time_in_turn
 from diffrate_jax.training import train
@@ -44,7 +45,9 @@ def run_training(config: ConfigDict, workdir: Path, schedule: str = "none") -> P
     dataset = recipes.dataset_of(config, model)
     batches = recipes.batches_of(config, dataset)
     params = recipes.params_of(config, model, required=False)
-    claim(workdir, config.to_dict() | {"program": "finetune", "schedule": schedule})
+    run = {"program": "finetune", "schedule": schedule}
+    run |= {"weights_sha256": digest(config.weights)}
+    claim(workdir, config.to_dict() | run)
     params = train(
         model,
         params,
@@ -68,16 +71,19 @@ def run_search(config: ConfigDict, workdir: Path) -> Schedule:
     """Learns a schedule into `workdir`, going on where an earlier run stopped."""
     model = recipes.model_of(config)
     parse_budget(config.target, model)
+    recipe = recipes.search_recipe(config)
+    candidate_counts(model.geometry.num_patches, recipe.granularity)
     params = recipes.params_of(config, model)
     dataset = recipes.dataset_of(config, model)
     batches = recipes.batches_of(config, dataset)
-    claim(workdir, config.to_dict() | {"program": "search"})
+    run = {"program": "search", "weights_sha256": digest(config.weights)}
+    claim(workdir, config.to_dict() | run)
     result = learn_schedule(
         model,
         params,
         batches,
         config.target,
-        recipe=recipes.search_recipe(config),
+        recipe=recipe,
         workdir=workdir,
         checkpoint_every=config.checkpoint_every,
         log_every=config.log_every,
@@ -89,6 +95,7 @@ def run_search(config: ConfigDict, workdir: Path) -> Schedule:
         "learned": {"prune": result.learned.prune, "merge": result.learned.merge},
         "model": architecture(model),
         "weights": Path(config.weights).name,
+        "weights_sha256": digest(config.weights),
         "dataset": config.dataset,
         "split": config.train_split,
         "steps": config.steps,

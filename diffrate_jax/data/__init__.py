@@ -7,6 +7,7 @@ Every kind of dataset obeys the rules of `Dataset`. TensorFlow is loaded only wh
 TensorFlow dataset is opened.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -147,6 +148,9 @@ def open_dataset(
                 f"resize {resize}; use crop 'none' and no resize"
             )
         return Arrays(name.removeprefix(ARRAYS), image_size=image_size)
+    # Before TensorFlow is imported, else it talks on standard error.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     from diffrate_jax.data.tfds import Tfds
 
     return Tfds(

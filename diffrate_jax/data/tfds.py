@@ -1,20 +1,14 @@
 """Image classification datasets of TensorFlow Datasets, read from prepared files.
 
-Importing this module loads TensorFlow. Records stay encoded until the order, the step
-and the host's share are settled, so that shuffling, skipping and sharing are cheap.
+Importing this loads TensorFlow. Records stay encoded until order, step and the host's
+share are settled, so that shuffling, skipping and sharing are cheap.
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
-
-# Before it is imported, else TensorFlow talks on standard error.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
 import tensorflow as tf
 import tensorflow_datasets as tfds
 

@@ -1,5 +1,7 @@
 """Layers that own parameters, named as in timm; the mathematics is in functions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -83,11 +85,36 @@ class LayerScale(nn.Module):
         return x_BND * gamma_D.astype(x_BND.dtype)
 
 
-def layer_norm(epsilon: float, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
-    """Returns LayerNorm with the two-pass variance that PyTorch's weights expect."""
-    return nn.LayerNorm(
-        epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name
-    )
+class LayerNorm(nn.Module):
+    """LayerNorm with the two-pass variance that PyTorch's weights expect."""
+
+    epsilon: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BND: Array) -> Array:
+        """Returns x normalised over its last dimension, whatever its rank."""
+        width = x_BND.shape[-1:]
+        scale_D = self.param("scale", nn.initializers.ones, width)
+        bias_D = self.param("bias", nn.initializers.zeros, width)
+        return normalise(x_BND, scale_D, bias_D, self.epsilon).astype(self.dtype)
+
+
+@functools.partial(jax.checkpoint, static_argnums=3)
+def normalise(x_BND: Array, scale_D: Array, bias_D: Array, epsilon: float) -> Array:
+    """Brings features to mean 0 and variance 1, then scales and shifts them.
+
+    The gradient keeps nothing but x: a search step is short of memory bandwidth.
+    """
+    x_BND = x_BND.astype(at_least_float32(x_BND))
+    centred_BND = x_BND - jnp.mean(x_BND, axis=-1, keepdims=True)
+    variance_BN1 = jnp.mean(jnp.square(centred_BND), axis=-1, keepdims=True)
+    return centred_BND * jax.lax.rsqrt(variance_BN1 + epsilon) * scale_D + bias_D
+
+
+def layer_norm(epsilon: float, dtype: jnp.dtype, name: str) -> LayerNorm:
+    """Returns a LayerNorm of the given name."""
+    return LayerNorm(epsilon, dtype, name=name)
 
 
 def drop_branch(x_BND: Array, keys_B: Array | None, rate: float, branch: int) -> Array:
