@@ -141,7 +141,7 @@ def test_inflection_by_eye():
 
 @pytest.mark.parametrize("r", [-1, True, (1, -2), (1, 2.5), (True, 1), "8"])
 def test_removals_that_are_no_counts(r):
-    with pytest.raises(dr.UserError, match="ToMe removes a non-negative integer"):
+    with pytest.raises(dr.UserError, match="ToMe removes a whole number"):
         dr.ToMe(r)
 
 
