@@ -104,7 +104,7 @@ class LayerNorm(nn.Module):
 def normalise(x_BND: Array, scale_D: Array, bias_D: Array, epsilon: float) -> Array:
     """Brings features to mean 0 and variance 1, then scales and shifts them.
 
-    The gradient keeps nothing but x: a search step is short of memory bandwidth.
+    The gradient keeps nothing but x, and computes the rest again.
     """
     x_BND = x_BND.astype(at_least_float32(x_BND))
     centred_BND = x_BND - jnp.mean(x_BND, axis=-1, keepdims=True)
