@@ -7,6 +7,10 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # than two: on two cores the collectives of eight fake devices deadlock otherwise.
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3} TF_ENABLE_ONEDNN_OPTS=0
 export NPROC=${NPROC:-16}
+# XLA on a CPU asks for the memory of each step anew. Keep it, and in huge pages: the
+# kernel's page faults were a fifth of a search step.
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1} MALLOC_ARENA_MAX=1
+export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647
 
 die() { echo "launch: $*" >&2; exit 2; }
 
