@@ -1,4 +1,7 @@
-"""The published recipe (DiffRate, section 4.1), which the other recipes override.
+"""The published rates, penalty, batch and length (DiffRate, section 4.1).
+
+All other recipes override it. RandAugment, mixup, cutmix, erasing and repeated
+augmentation are not here yet: training images are cropped and flipped.
 
 One field of each: what is not here no program reads. Costs are targets in GMACs
 ("2.9") or shares of the dense cost ("60%").

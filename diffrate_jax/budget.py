@@ -62,7 +62,7 @@ def fit_to_budget(schedule: Schedule, model: HasCost, macs: float) -> Schedule:
     """Returns the nearest schedule that costs at most `macs` and fills the budget.
 
     The number of tokens removed is scaled alike in all blocks, then single tokens are
-    given back while they fit. Blocks that keep all keep all.
+    given back while they fit. Blocks that may not compress keep what they keep.
 
     Args:
         schedule: whose shape over the blocks is to be kept.

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -205,6 +206,8 @@ def flag_sentence(
 def use_devices(config: ConfigDict) -> None:
     """Makes virtual CPU devices and keeps compilations, as the config asks."""
     if config.cpu_devices:
+        # On few cores the collectives of virtual devices deadlock in a small pool.
+        os.environ.setdefault("NPROC", "16")
         jax.config.update("jax_num_cpu_devices", config.cpu_devices)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
@@ -261,4 +264,4 @@ def environment() -> dict[str, Json]:
 
 def command(module: str, argv: Sequence[str]) -> str:
     """Returns the command line that a user would type to run this again."""
-    return " ".join([f"python -m diffrate_jax.{module}", *argv[1:]])
+    return shlex.join(["python", "-m", f"diffrate_jax.{module}", *argv[1:]])

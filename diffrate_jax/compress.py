@@ -14,7 +14,8 @@ import numpy as np
 from flax import struct
 
 from diffrate_jax import tokens as tk
-from diffrate_jax.rates import Kept, Rates, kept_counts, survival
+from diffrate_jax.errors import UserError
+from diffrate_jax.rates import Kept, Rates, candidate_counts, kept_counts, survival
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Array, Geometry
 from diffrate_jax.tokens import Attended, Tokens
@@ -111,6 +112,7 @@ class Masked:
                 Schedule.from_kept(self.counts).check(geometry)
             return self.counts
         rates = self.counts
+        self._check(rates, geometry)
 
         def counts(logits_LR: Array | None) -> Array | None:
             if logits_LR is None:
@@ -120,6 +122,17 @@ class Masked:
             )
 
         return Kept(counts(rates.prune), counts(rates.merge))
+
+    def _check(self, rates: Rates, geometry: Geometry) -> None:
+        """Refuses rates of another model."""
+        candidates_R = candidate_counts(geometry.num_patches, rates.granularity)
+        shape = (geometry.depth, len(candidates_R))
+        if rates.merge.shape != shape:
+            raise UserError(
+                f"this model has rates of shape {shape} at granularity "
+                f"{rates.granularity}, got {rates.merge.shape}; make them with "
+                "init_rates(model, granularity)"
+            )
 
     def begin(self, tokens: Tokens) -> Tokens:
         """Returns the tokens as they enter the first block."""

@@ -53,6 +53,9 @@ def cost_macs(model: HasCost, counts: Kept | Schedule | ToMe | None) -> int | Ar
             `Kept` of a forward pass gives a float32 scalar whose gradient goes
             whole to the prune and the merge count of a block, whichever is smaller,
             and not to the tokens that came in (the published rule).
+
+    Raises:
+        UserError: a schedule that does not fit the model.
     """
     geometry, terms = model.geometry, model.macs
     if counts is None:
@@ -60,6 +63,8 @@ def cost_macs(model: HasCost, counts: Kept | Schedule | ToMe | None) -> int | Ar
     if isinstance(counts, ToMe):
         counts = counts.schedule(geometry)
     traced = isinstance(counts, Kept)
+    if not traced:
+        counts.check(geometry)
     number = float if traced else int
     total, tokens = number(terms.fixed), number(geometry.num_tokens)
     for block in range(geometry.depth):

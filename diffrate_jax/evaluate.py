@@ -50,7 +50,8 @@ def evaluate(
     name, target = named(values.schedule, compression)
     cases = {name: compression}
     if values.baselines:
-        cases = {"dense": None} | cases | baselines(model, cost_of(model, compression))
+        macs = cost_of(model, compression)
+        cases = {"dense": None} | cases | baselines(model, macs, config.seed)
     record = run_evaluation(config, cases, command, target)
     write_json(workdir / "evaluation.json", record)
     print(evaluation_table(record))

@@ -1,6 +1,7 @@
 """Learning a schedule: gradient descent on the rate logits, and on nothing else."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from diffrate_jax.compress import Masked
 from diffrate_jax.cost import cost_macs
 from diffrate_jax.data.augment import Augment
 from diffrate_jax.errors import UserError
+from diffrate_jax.files import Json
 from diffrate_jax.loop import Loop, Values
 from diffrate_jax.models import Params, architecture, forward, init_rates
 from diffrate_jax.models.vit import ViT
@@ -37,7 +39,7 @@ def imagenet_colours() -> Augment:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to learn a schedule; the defaults are the published ones.
+    """How to learn a schedule; rates and penalty are the published ones by default.
 
     Attributes:
         steps: gradient steps.
@@ -136,7 +138,8 @@ def learn_schedule(
             normalised floats; labels [B] integers, or [B, V] probabilities. Or a
             function from a step to such an iterator, which makes resuming exact.
         target: "2.9" GMACs, or "60%" of the dense cost.
-        recipe: how; the published recipe with a relative penalty by default.
+        recipe: how, and which mean and standard deviation bytes are normalised
+            with: ImageNet's by default.
         workdir: folder of checkpoints and metrics; none are written by default.
         checkpoint_every: steps between checkpoints.
         log_every: steps between lines of metrics.
@@ -148,8 +151,7 @@ def learn_schedule(
     recipe = recipe or Recipe()
     budget = parse_budget(target, model)
     if workdir is not None:
-        run = {"target": budget.text, "recipe": dataclasses.asdict(recipe)}
-        claim(Path(workdir), run | {"model": architecture(model)}, "search.json")
+        claim(Path(workdir), identity(model, params, budget, recipe), "search.json")
     stream = batches if callable(batches) else lambda start: skip(batches, start)
     loop = Loop(
         what="search",
@@ -168,12 +170,42 @@ def learn_schedule(
     return found(model, recipe, budget, state.rates)
 
 
+def identity(
+    model: ViT, params: Params, budget: Budget, recipe: Recipe
+) -> dict[str, Json]:
+    """Returns all that a search depends on, except the stream of batches."""
+    return {
+        "target": budget.text,
+        "recipe": dataclasses.asdict(recipe),
+        "model": architecture(model),
+        "params_sha256": fingerprint(params),
+    }
+
+
 def found(model: ViT, recipe: Recipe, budget: Budget, rates: Rates) -> SearchResult:
     """Returns what the rates stand for, brought to the budget."""
     run = Masked(rates, reference=recipe.reference)
     learned = Schedule.from_kept(run.kept(model.geometry))
     schedule = fit_to_budget(learned, model, budget.macs)
-    return SearchResult(schedule, learned, rates, cost_macs(model, schedule))
+    macs = cost_macs(model, schedule)
+    provenance = {
+        "target": budget.text,
+        "macs": macs,
+        "dense_macs": cost_macs(model, None),
+        "learned": {"prune": learned.prune, "merge": learned.merge},
+        "model": architecture(model),
+    }
+    schedule = dataclasses.replace(schedule, provenance=provenance)
+    return SearchResult(schedule, learned, rates, macs)
+
+
+def fingerprint(params: Params) -> str:
+    """Returns the SHA-256 of the weights, in the order of their names."""
+    found = hashlib.sha256()
+    for path, array in jax.tree.leaves_with_path(jax.device_get(params)):
+        found.update(jax.tree_util.keystr(path).encode())
+        found.update(np.ascontiguousarray(array))
+    return found.hexdigest()
 
 
 def initial_state(model: ViT, recipe: Recipe) -> SearchState:

@@ -3,15 +3,17 @@
 import statistics
 from collections.abc import Sequence
 
-from diffrate_jax.results import Evaluation, Row
+import numpy as np
+
+from diffrate_jax.results import Evaluation, Row, hits
 
 
 def pooled(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """Returns one evaluation for each comparison that was run more than once.
 
     Runs belong together where model, dataset, split, target and the names of the rows
-    agree. Figures are means over the runs; the images of all runs stand side by side,
-    so that differences stay paired image by image.
+    agree. Figures are means over the runs, and so is what each image counts for: the
+    same images in several runs are no more images.
     """
     groups: dict[tuple, list[Evaluation]] = {}
     for each in evaluations:
@@ -44,8 +46,8 @@ def row_together(rows: Sequence[Row]) -> Row:
     return Row(
         name=rows[0].name,
         macs=round(mean("macs")),
-        count=sum(row.count for row in rows),
-        correct="".join(row.correct for row in rows),
+        count=rows[0].count,
+        correct=np.mean([hits(row.correct) for row in rows], axis=0),
         target=rows[0].target,
         **{
             field: mean(field)

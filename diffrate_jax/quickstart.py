@@ -47,15 +47,17 @@ def quickstart(workdir: Path, command: str) -> None:
         say(f"learning which tokens it needs, for {config.target} of its cost")
         run_search(config, workdir)
     schedule = Schedule.load(workdir / SCHEDULE)
+    if (workdir / "benchmark.json").exists():
+        say("all is done already; remove the work directory to start again")
     evaluation = once(
         workdir / "evaluation.json", lambda: evaluate(config, schedule, command)
     )
     speed = once(workdir / "benchmark.json", lambda: time(config, schedule, command))
     write_report(workdir, workdir / "report.html", workdir / "pictures")
-    print(f"\n{evaluation_table(evaluation)}\n\n{benchmark_table(speed)}\n")
     print(f"kept after pruning  {schedule.prune}")
     print(f"kept after merging  {schedule.merge}")
     print(f"all of it, with pictures: {workdir / 'report.html'}")
+    print(f"\n{benchmark_table(speed)}\n\n{evaluation_table(evaluation)}")
 
 
 def prepared(workdir: Path, recipe: str) -> ConfigDict:
@@ -73,7 +75,7 @@ def evaluate(config: ConfigDict, schedule: Schedule, command: str) -> dict[str, 
     """Evaluates dense, learned and baselines on every test image."""
     say("evaluating it and the baselines on every test image")
     model = recipes.model_of(config)
-    cases = with_baselines(model, schedule)
+    cases = with_baselines(model, schedule, config.seed)
     return run_evaluation(config, cases, command, config.target)
 
 

@@ -17,7 +17,7 @@ from diffrate_jax.evaluation import score_row
 from diffrate_jax.files import Json, digest
 from diffrate_jax.inference import compile_inference
 from diffrate_jax.learning import learn_schedule
-from diffrate_jax.models import Params, architecture
+from diffrate_jax.models import Params
 from diffrate_jax.models.vit import Compression, ViT
 from diffrate_jax.rates import candidate_counts
 from diffrate_jax.schedule import Schedule
@@ -89,11 +89,7 @@ def run_search(config: ConfigDict, workdir: Path) -> Schedule:
         log_every=config.log_every,
     )
     provenance = {
-        "target": config.target,
-        "macs": result.macs,
-        "dense_macs": cost_macs(model, None),
-        "learned": {"prune": result.learned.prune, "merge": result.learned.merge},
-        "model": architecture(model),
+        **result.schedule.provenance,
         "weights": Path(config.weights).name,
         "weights_sha256": digest(config.weights),
         "dataset": config.dataset,
@@ -107,10 +103,10 @@ def run_search(config: ConfigDict, workdir: Path) -> Schedule:
     return schedule
 
 
-def with_baselines(model: ViT, schedule: Schedule, name: str = "learned") -> Cases:
+def with_baselines(model: ViT, schedule: Schedule, seed: int) -> Cases:
     """Returns dense, a schedule, and every baseline at the schedule's cost."""
-    cases: Cases = {"dense": None, name: Gathered(schedule)}
-    return cases | baselines(model, cost_macs(model, schedule))
+    cases: Cases = {"dense": None, "learned": Gathered(schedule)}
+    return cases | baselines(model, cost_macs(model, schedule), seed)
 
 
 def run_evaluation(

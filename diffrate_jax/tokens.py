@@ -1,7 +1,7 @@
 """Tokens, and the operations on them: rank, match, fold.
 
-Both ways of running compression, masked for search and gathered for inference, call
-these and nothing else, so there is one definition of what pruning and merging mean.
+Both ways of running compression, masked for search and gathered for inference, are made
+of these, so there is one definition of scores, matching and folding.
 """
 
 import jax

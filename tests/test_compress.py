@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import diffrate_jax as dr
 from diffrate_jax import tokens as tk
+from diffrate_jax.models.attention import mix, soften
 from diffrate_jax.rates import Kept
 from diffrate_jax.shapes import Geometry
 from diffrate_jax.tokens import Attended, Tokens
@@ -150,17 +151,22 @@ def test_origins_partition_what_was_kept() -> None:
     )
 
 
+def masked_softmax(score: jax.Array, alive: jax.Array) -> jax.Array:
+    """Returns the map of weights, which attention itself never forms."""
+    own = jnp.diagonal(score, axis1=-2, axis2=-1)[..., None]
+    weights = soften(score, own, jnp.ones_like(alive), alive, 0.0)
+    return mix(weights, jnp.broadcast_to(jnp.eye(score.shape[-1]), score.shape))
+
+
 def test_a_wide_score_of_a_dead_token_harms_nobody() -> None:
     """A dead key far above all others neither overflows nor hides the living."""
-    from diffrate_jax.models.attention import masked_softmax
-
     score = jnp.zeros((1, 1, 3, 3)).at[..., 2].set(500.0).at[..., 0].set(1.0)
     alive = jnp.array([[1.0, 1.0, 0.0]])
-    weight = masked_softmax(score, alive, 0.0)
+    weight = masked_softmax(score, alive)
     wanted = jax.nn.softmax(jnp.array([1.0, 0.0]))
     np.testing.assert_allclose(weight[0, 0, 0, :2], wanted, rtol=1e-6)
     assert weight[0, 0, 0, 2] == 0
-    grad = jax.grad(lambda a: masked_softmax(score, a, 0.0)[0, 0, 0, 0])(alive)
+    grad = jax.grad(lambda a: masked_softmax(score, a)[0, 0, 0, 0])(alive)
     assert np.isfinite(np.asarray(grad)).all()
 
 

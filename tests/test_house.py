@@ -155,3 +155,10 @@ def test_readme_python_uses_names_that_exist():
         ast.parse(code)
         for name in re.findall(r"\bdr\.(\w+)", code):
             assert hasattr(diffrate_jax, name), name
+
+
+def test_the_readme_is_finished():
+    text = README.read_text()
+    assert not re.findall(r"^[A-Z_]{5,}$", text, re.M)
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (ROOT / link).exists(), link

@@ -292,9 +292,16 @@ def test_batches_that_run_out_and_go_on(tmp_path: Path, unbroken):
     options = {"workdir": tmp_path, "checkpoint_every": 3}
     with pytest.raises(dr.UserError, match="batches ended after 6 of 20 steps; give"):
         search(some, **options)
-    broken = jax.tree.map(lambda w: np.full_like(w, np.nan), small()[1])
+
+    def broken(start: int) -> Iterator[dict]:
+        nothing = np.full((BATCH, SIZE, SIZE, 3), np.nan, np.float32)
+        return (batch | {"image": nothing} for batch in stream(start))
+
     with pytest.raises(dr.UserError, match="loss of step 7 is not finite; the last"):
-        search(params=broken, **options)
+        search(broken, **options)
+    other = jax.tree.map(lambda w: w + 1, small()[1])
+    with pytest.raises(dr.UserError, match="belongs to a run with params_sha256="):
+        search(params=other, **options)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.latest == 6
     wanted, _ = unbroken

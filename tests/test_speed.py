@@ -1,6 +1,7 @@
 """Speed on CPU, as ratios of alternating runs in one process, so that noise cancels.
 
-Run alone: `JAX_PLATFORMS=cpu NPROC=2 python -m pytest tests/test_speed.py -m slow -s`.
+Run alone: `NPROC=2 launch/test.sh --slow tests/test_speed.py -s`. The comparison with
+PyTorch needs `pip install torch` in the same environment.
 """
 
 import time

@@ -145,7 +145,7 @@ def open_dataset(
         if crop != "none" or resize not in (None, image_size):
             raise UserError(
                 f"{name!r} holds images of the final size, found crop {crop!r} and "
-                f"resize {resize}; use crop 'none' and no resize"
+                f"resize {resize}; set crop=none and resize={image_size}"
             )
         return Arrays(name.removeprefix(ARRAYS), image_size=image_size)
     # Before TensorFlow is imported, else it talks on standard error.

@@ -61,8 +61,12 @@ def attend(
         The mixed values [B, H, N, E] and what compression may see.
     """
     query_BHNE = query_BHNE * query_BHNE.shape[-1] ** -0.5
-    score_BHNM = jnp.einsum("BHNE,BHME->BHNM", query_BHNE, key_BHNE)
-    score_BHNM = score_BHNM.astype(at_least_float32(score_BHNM))
+    score_BHNM = jnp.einsum(
+        "BHNE,BHME->BHNM",
+        query_BHNE,
+        key_BHNE,
+        preferred_element_type=at_least_float32(query_BHNE),
+    )
     if size_BN is None:
         size_BN = jnp.ones(score_BHNM.shape[::3], score_BHNM.dtype)
     own_BHN1 = None
@@ -146,15 +150,6 @@ def mix(weights: Weights, value_BHNE: Array) -> Array:
     if weights.floor:
         mixed_BHNE += weights.floor * jnp.sum(value_BHNE, axis=2, keepdims=True)
     return (mixed_BHNE / weights.total).astype(value_BHNE.dtype)
-
-
-def masked_softmax(score_BHNM: Array, alive_BN: Array, epsilon: float) -> Array:
-    """Returns the map [B, H, N, M] that `mix` applies but never forms, to look at."""
-    self_NM = jnp.eye(alive_BN.shape[1], dtype=score_BHNM.dtype)
-    own_BHN1 = jnp.sum(score_BHNM * self_NM, axis=-1, keepdims=True)
-    size_BN = jnp.ones_like(alive_BN)
-    weights = soften(score_BHNM, own_BHN1, size_BN, alive_BN, epsilon)
-    return mix(weights, jnp.broadcast_to(self_NM, score_BHNM.shape))
 
 
 def importance(weights: Weights, alive_BN: Array | None, prefix_tokens: int) -> Array:
