@@ -291,7 +291,7 @@ def test_bad_requests_are_refused_in_a_sentence(request, kind):
         ({"crop": "random"}, "unknown crop 'random'; did you mean 'random_resized'"),
         ({"resize": 16}, "resize must be at least image_size, 32, found 16"),
         ({"name": "arrays:a.npz"}, r"expected a readable \.npz file at a\.npz, found"),
-        ({"name": "arrays:a.npz", "resize": 36}, "use crop 'none' and no resize"),
+        ({"name": "arrays:a.npz", "resize": 36}, "set crop=none and resize=32"),
     ],
 )
 def test_bad_names_and_options_are_refused_in_a_sentence(odd_dir, options, sentence):
