@@ -6,7 +6,8 @@ usage() {
   cat <<'TEXT'
 Makes .venv if need be, checks the style (ruff), runs the tests (pytest) on the CPU.
 Usage:    launch/test.sh [--slow] [ARGUMENT OF PYTEST]...
-          --slow  runs the tests marked slow instead of the others
+          --slow  runs the tests marked slow instead of the others; those of
+                  speed come last, by themselves, as a user runs the package
 Example:  launch/test.sh tests/test_cost.py -x
 Paths are taken from the repository root, wherever the script is called from.
 JAX_PLATFORMS=cuda launch/test.sh -m gpu runs the tests that need a GPU.
@@ -31,4 +32,9 @@ python=$root/.venv/bin/python
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+if [[ $# == 1 && $1 == --slow ]]; then
+  "$python" -m pytest "${arguments[@]}" --ignore=tests/test_speed.py
+  export TEST_DEVICES=1 NPROC=2
+  arguments+=(tests/test_speed.py -s)
+fi
 exec "$python" -m pytest ${arguments[@]+"${arguments[@]}"}

@@ -15,7 +15,8 @@ import pytest
 
 import diffrate_jax as dr
 
-jax.config.update("jax_num_cpu_devices", 4)
+# Tests of speed run on the one device that users have.
+jax.config.update("jax_num_cpu_devices", int(os.environ.get("TEST_DEVICES", "4")))
 jax.config.update("jax_default_matmul_precision", "highest")
 
 GOLDEN = Path(__file__).parent / "golden"
