@@ -84,7 +84,7 @@ class Evaluator:
                 found, right = step((), self._params, parallel.shard(batch))
                 sums += np.asarray(found, np.float64)
                 correct.append(np.asarray(right)[batch["mask"] == 1])
-                clock.count(round(found[0]))
+                clock.count(int(np.asarray(found)[0]))
                 bar.update(min(self._batch_size, size - bar.n))
         return self._score(sums, correct, clock, size)
 

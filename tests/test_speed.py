@@ -1,7 +1,7 @@
 """Speed on CPU, as ratios of alternating runs in one process, so that noise cancels.
 
 `launch/test.sh --slow` runs this by itself on one device: four virtual ones would share
-the cores. The comparison with PyTorch needs `pip install torch` in the same environment.
+the cores. The comparison with PyTorch needs torch in the same environment.
 """
 
 import time
