@@ -27,7 +27,7 @@ dir=${1:-runs/digits_study}
 
 for seed in 0 1 2; do
   weights=$dir/seed$seed/train/weights.safetensors
-  common=(--config.data_dir="$dir/data" --config.seed=$seed --config.compilation_cache="$dir/compiled")
+  common=(--config.data_dir="$dir/data" --config.seed="$seed" --config.compilation_cache="$dir/compiled")
   "$python" -m diffrate_jax.finetune --config=configs/quickstart_train.py \
     --workdir="$dir/seed$seed/train" "${common[@]}"
   for target in 60% 40%; do
