@@ -10,14 +10,13 @@ from configs import base
 
 
 def get_config() -> ConfigDict:
-    """Returns a search of 1,500 steps of 32 images, horizontal flips only."""
+    """Returns a search of 500 steps of 32 images, horizontal flips only."""
     config = base.get_config()
     config.model = "vit"
     fields = {"image_size": 32, "patch_size": 4, "width": 128, "depth": 8}
     config.model_fields = ConfigDict(fields | {"num_heads": 4, "num_classes": 10})
     config.dataset, config.eval_split = "cifar10", "test"
     config.resize, config.crop = 32, "none"
-    config.target, config.granularity, config.penalty_unit = "50%", 1, "relative"
-    config.drop_path = 0.0
-    config.steps, config.batch_size = 1500, 32
+    config.target = "50%"
+    config.steps, config.batch_size = 500, 32
     return config

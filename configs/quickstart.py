@@ -19,8 +19,7 @@ def get_config() -> ConfigDict:
     config.resize, config.crop = 32, "none"
     config.mean = config.std = (0.5, 0.5, 0.5)
     config.flip, config.shift = False, 1
-    config.target, config.granularity, config.penalty_unit = "60%", 1, "relative"
-    config.drop_path = 0.0
-    config.steps, config.batch_size, config.eval_batch_size = 600, 64, 100
+    config.target, config.refine_images, config.compare_images = "60%", 256, 0
+    config.steps, config.batch_size, config.eval_batch_size = 400, 64, 100
     config.cpu_devices = 2
     return config

@@ -5,9 +5,10 @@ from diffrate_jax.cost import cost_macs
 from diffrate_jax.data.augment import Augment, normalise
 from diffrate_jax.errors import UserError
 from diffrate_jax.inference import compile_inference
-from diffrate_jax.learning import Recipe, learn_schedule
+from diffrate_jax.learning import learn_schedule, learn_schedules
 from diffrate_jax.models import create_model, forward, init_rates, init_weights
-from diffrate_jax.rates import Kept, Rates
+from diffrate_jax.rates import Kept, Located, Rates
+from diffrate_jax.recipe import Recipe
 from diffrate_jax.schedule import Schedule, published_schedule
 from diffrate_jax.tome import ToMe
 from diffrate_jax.version import __version__
@@ -17,6 +18,7 @@ __all__ = [
     "Augment",
     "Gathered",
     "Kept",
+    "Located",
     "Masked",
     "Rates",
     "Recipe",
@@ -31,6 +33,7 @@ __all__ = [
     "init_rates",
     "init_weights",
     "learn_schedule",
+    "learn_schedules",
     "load_weights",
     "normalise",
     "published_schedule",

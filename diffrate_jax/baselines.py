@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from diffrate_jax.budget import fit_to_budget, parse_budget
-from diffrate_jax.compress import Gathered
+from diffrate_jax.budget import fit_to_budget, parse_budget, uniform
+from diffrate_jax.compress import Gathered, Masked
 from diffrate_jax.cost import HasCost, cost_macs
 from diffrate_jax.errors import UserError
 from diffrate_jax.models.vit import Compression
 from diffrate_jax.schedule import Schedule, published_schedule
+from diffrate_jax.shapes import Geometry
 from diffrate_jax.tome import ToMe
 
 # A baseline may cost as much as what it is compared with, and this share more.
@@ -54,6 +55,18 @@ def parse_compression(text: str, model: HasCost, name: str) -> Compression | Non
     return compression
 
 
+def schedule_of(compression: Compression | None, geometry: Geometry) -> Schedule:
+    """Returns what a compression leaves in each block; None is the dense model."""
+    if compression is None:
+        return Schedule.dense(geometry)
+    if isinstance(compression, Gathered):
+        return compression.schedule
+    kept, rule = compression.kept(geometry), "tome"
+    if isinstance(compression, Masked):
+        rule = compression.rule
+    return Schedule.from_kept(kept, rule)
+
+
 def whole_number(text: str) -> int:
     """Returns the r of "tome:r".
 
@@ -68,15 +81,9 @@ def whole_number(text: str) -> int:
         ) from error
 
 
-def uniform(model: HasCost) -> Schedule:
-    """Returns a merge-only schedule that loses tokens evenly over the free blocks."""
-    geometry = model.geometry
-    left = np.cumsum(geometry.compress) / (sum(geometry.compress) + 1)
-    removed = np.rint(geometry.num_patches * left).astype(int)
-    return Schedule(None, (geometry.num_tokens - removed).tolist())
-
-
-def baselines(model: HasCost, macs: int, seed: int = 0) -> dict[str, Compression]:
+def baselines(
+    model: HasCost, macs: int, seed: int = 0, rule: str = "diffrate"
+) -> dict[str, Compression]:
     """Returns the baselines at a cost: none cheaper, none more than 1 % dearer.
 
     What no schedule of a family can cost is left out; standard error says so.
@@ -85,15 +92,30 @@ def baselines(model: HasCost, macs: int, seed: int = 0) -> dict[str, Compression
         model: with geometry and cost terms.
         macs: multiply-accumulates of what they are compared with.
         seed: of the random schedules.
+        rule: that is run at ToMe's constant counts too.
     """
     rng = np.random.default_rng(seed)
     randoms = [random_schedule(model, macs, rng) for _ in range(NUM_RANDOM)]
-    families: dict[str, Compression | None] = {
-        "ToMe constant": cheapest(model, macs, constant_removals(model)),
-        "ToMe decreasing": cheapest(model, macs, decreasing_removals(model)),
-        **uniform_schedules(model, cheapest(model, macs, constant_removals(model))),
-        **{f"random {i}": schedule for i, schedule in enumerate(randoms, 1)},
+    named = {f"random {i}": schedule for i, schedule in enumerate(randoms, 1)}
+    return hand_made(model, macs, rule) | possible(named, macs)
+
+
+def hand_made(model: HasCost, macs: int, rule: str) -> dict[str, Compression]:
+    """Returns the baselines that nobody draws; see `baselines`."""
+    constant = cheapest(model, macs, constant_removals(model))
+    families = {
+        "ToMe constant": constant,
+        "ToMe decreasing": cheapest(model, macs, linear_removals(model, 1, 0)),
+        "ToMe increasing": cheapest(model, macs, linear_removals(model, 0, 1)),
+        **uniform_schedules(model, constant, rule),
     }
+    return possible(families, macs)
+
+
+def possible(
+    families: dict[str, Compression | None], macs: int
+) -> dict[str, Compression]:
+    """Returns the families that can cost so much; standard error names the others."""
     for name in (name for name, found in families.items() if found is None):
         print(
             f"left out: no {name} schedule costs {macs / 1e9:.4g} GMACs to within "
@@ -104,17 +126,21 @@ def baselines(model: HasCost, macs: int, seed: int = 0) -> dict[str, Compression
 
 
 def uniform_schedules(
-    model: HasCost, constant: ToMe | None
+    model: HasCost, constant: ToMe | None, rule: str
 ) -> dict[str, Compression | None]:
-    """Returns DiffRate's pruning alone and merging alone at ToMe's constant counts."""
+    """Returns pruning alone, merging alone and a rule at ToMe's constant counts."""
+    named = f"{rule} constant"
     if constant is None:
-        return {"prune only": None, "merge only": None}
+        return {"prune only": None, "merge only": None, named: None}
     counts = constant.schedule(model.geometry).merge
     dense = Schedule.dense(model.geometry).merge
-    return {
+    found = {
         "prune only": Gathered(Schedule(counts, dense)),
         "merge only": Gathered(Schedule(None, counts)),
     }
+    if rule != found["merge only"].schedule.rule:
+        found[named] = Gathered(Schedule(None, counts, rule=rule))
+    return found
 
 
 def constant_removals(model: HasCost) -> Iterator[tuple[int, ...]]:
@@ -127,15 +153,22 @@ def constant_removals(model: HasCost) -> Iterator[tuple[int, ...]]:
                 yield (r,) * first + (r + 1,) * more + (r,) * rest
 
 
-def decreasing_removals(model: HasCost) -> Iterator[tuple[int, ...]]:
-    """Yields r per block falling in a line to 0, as ToMe's decreasing schedule does.
+def linear_removals(
+    model: HasCost, first: float, last: float
+) -> Iterator[tuple[int, ...]]:
+    """Yields r per block along a line, as ToMe's de- and increasing schedules do.
 
     The line is rounded in several ways: one step of r alone is 5 % of the cost.
+
+    Args:
+        model: with geometry and cost terms.
+        first: height of the line at the first block, relative to its largest r.
+        last: height at the last block.
     """
-    falling = np.linspace(1, 0, model.geometry.depth)
-    for first in np.arange(0, model.geometry.num_patches, 1 / 16):
+    line = np.linspace(first, last, model.geometry.depth)
+    for most in np.arange(0, model.geometry.num_patches, 1 / 16):
         for rounding in np.linspace(0, 1, 8, endpoint=False):
-            yield tuple((first * falling + rounding).astype(int).tolist())
+            yield tuple((most * line + rounding).astype(int).tolist())
 
 
 def cheapest(

@@ -40,15 +40,22 @@ def prepare(
 
 
 def checked(
-    model: ViT, batches: Iterator[dict[str, np.ndarray]]
+    model: ViT, batches: Iterator[dict[str, np.ndarray]], *, labels: bool = True
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields the batches, refusing any that does not fit the model.
+
+    Args:
+        model: the batches are for.
+        batches: of images, and labels if they are needed.
+        labels: whether they are; without, they are not even looked at.
 
     Raises:
         UserError: what is missing or wrong, and what was expected.
     """
     shape = (model.image_size, model.image_size, 3)
     for batch in batches:
+        if not labels:
+            batch = unlabelled(batch)
         missing = {"image", "label"} - set(batch)
         if missing:
             raise UserError(
@@ -67,6 +74,12 @@ def checked(
         parallel.check_batch_size(len(image) * jax.process_count())
         check_labels(label, len(image), model.num_classes)
         yield {"image": image, "label": label}
+
+
+def unlabelled(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns a batch of images with class 0 for a label, for steps that use none."""
+    images = {"image": batch["image"]} if "image" in batch else {}
+    return images | {"label": np.zeros(len(batch.get("image", ())), np.int32)}
 
 
 def check_labels(label: np.ndarray, count: int, num_classes: int) -> None:

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import numpy as np
+
 from diffrate_jax.cost import HasCost, cost_macs
 from diffrate_jax.errors import UserError
 from diffrate_jax.schedule import Schedule
@@ -58,6 +60,15 @@ def smallest_schedule(model: HasCost) -> Schedule:
     return Schedule(None, kept)
 
 
+def uniform(model: HasCost, rule: str = "diffrate") -> Schedule:
+    """Returns a merge-only schedule that loses tokens evenly over the free blocks."""
+    geometry = model.geometry
+    left = np.cumsum(geometry.compress) / (sum(geometry.compress) + 1)
+    removed = np.rint(geometry.num_patches * left).astype(int)
+    even = Schedule(None, (geometry.num_tokens - removed).tolist(), rule=rule)
+    return even.feasible(geometry)
+
+
 def fit_to_budget(schedule: Schedule, model: HasCost, macs: float) -> Schedule:
     """Returns the nearest schedule that costs at most `macs` and fills the budget.
 
@@ -70,7 +81,7 @@ def fit_to_budget(schedule: Schedule, model: HasCost, macs: float) -> Schedule:
         macs: multiply-accumulates not to be exceeded.
     """
     tokens = model.geometry.num_tokens
-    wanted = schedule.canonical(tokens)
+    wanted = schedule.feasible(model.geometry)
     if CLOSE * macs <= cost_macs(model, wanted) <= macs:
         return wanted
     low, high = 0.0, float(tokens)
@@ -94,7 +105,7 @@ def scale_removed(schedule: Schedule, model: HasCost, factor: float) -> Schedule
 
     prune = None if schedule.prune is None else scaled(schedule.prune)
     new = dataclasses.replace(schedule, prune=prune, merge=scaled(schedule.merge))
-    return new.canonical(geometry.num_tokens)
+    return new.feasible(geometry)
 
 
 def fill(schedule: Schedule, wanted: Schedule, model: HasCost, macs: float) -> Schedule:
@@ -132,4 +143,5 @@ def one_more(schedule: Schedule, block: int, geometry: Geometry) -> Schedule | N
             break
         merge[later], prune[later] = last + 1, max(middle, last + 1)
     prune = None if schedule.prune is None else tuple(prune)
-    return dataclasses.replace(schedule, prune=prune, merge=tuple(merge))
+    longer = dataclasses.replace(schedule, prune=prune, merge=tuple(merge))
+    return longer.feasible(geometry)

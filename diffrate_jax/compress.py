@@ -1,9 +1,9 @@
-"""DiffRate's compression of one block, masked for search and gathered for inference.
+"""Compression of one block, masked for search and gathered for inference.
 
-The two forms call the same ranking, matching and folding (`tokens`); a test proves
-them equal. Masked keeps every token in place and marks the dead, so that shapes are
-static for any rates and the straight-through gradient of the masks exists; Gathered
-really shortens the sequence, one static shape per block.
+The two forms run the same rules (`rules`) by the same ranking, matching and folding
+(`tokens`); a test proves them equal. Masked keeps every token in place and marks the
+dead, so that shapes are static for any rates and the straight-through gradient of the
+masks exists; Gathered really shortens the sequence, one static shape per block.
 """
 
 import dataclasses
@@ -14,14 +14,12 @@ import numpy as np
 from flax import struct
 
 from diffrate_jax import tokens as tk
-from diffrate_jax.errors import UserError
-from diffrate_jax.rates import Kept, Rates, candidate_counts, kept_counts, survival
+from diffrate_jax.rates import Kept, Located, Rates
+from diffrate_jax.rules import Rule, rule_of
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Array, Geometry
 from diffrate_jax.tokens import Attended, Tokens
 
-# A size is scaled by a similarity, and its logarithm is taken: never let it reach 0.
-LEAST_SIMILARITY = 1e-6
 REFERENCE_EPSILON = 1e-6
 
 
@@ -51,26 +49,25 @@ class Gathered:
         self, block: int, tokens: Tokens, seen: Attended, kept: Kept, geometry: Geometry
     ) -> Tokens:
         """Prunes and merges after the attention of a block."""
-        _, middle, last = self.schedule.steps(geometry.num_tokens)[block]
-        if last == tokens.x.shape[1]:
+        coming, middle, last = self.schedule.steps(geometry.num_tokens)[block]
+        if last == coming:
             return tokens
-        prefix = geometry.prefix_tokens
-        score_BN = tk.ranking_score(seen.importance, None, prefix)
+        rule = rule_of(self.schedule.rule)
+        pairs = Pairs(rule, tokens, seen, geometry.prefix_tokens)
+        score_BN = tk.ranking_score(pairs.score(), None, geometry.prefix_tokens)
         _, order_BK = jax.lax.top_k(score_BN, middle)
         # Destinations return to their original order: ties go to the lower position.
-        destination = tk.take(tokens, jnp.sort(order_BK[:, :last], axis=1))
+        stays_BK, goes_BS = jnp.sort(order_BK[:, :last], axis=1), order_BK[:, last:]
+        destination = tk.take(tokens, stays_BK)
         if last == middle:
             return destination
-        source = tk.take(tokens, order_BK[:, last:])
-        index_BS, similarity_BS = tk.match(
-            *jax.lax.stop_gradient((source.x, destination.x[:, prefix:]))
-        )
-        assignment_BSK = jax.nn.one_hot(
-            index_BS + prefix, last, dtype=similarity_BS.dtype
-        )
-        factor_BS = jnp.maximum(similarity_BS, LEAST_SIMILARITY)
-        source = source.replace(size=source.sizes() * factor_BS)
-        return tk.fold(destination, source, assignment_BSK)
+        source = tk.take(tokens, goes_BS)
+        index_BS, closeness_BS = pairs.match(goes_BS, stays_BK)
+        assignment_BSK = jax.nn.one_hot(index_BS, last, dtype=closeness_BS.dtype)
+        size_BS = rule.source_size(source.sizes(), closeness_BS)
+        weights = (destination.sizes(), source.sizes()) if rule.weighted else None
+        source = source.replace(size=size_BS)
+        return tk.fold(destination, source, assignment_BSK, weights)
 
 
 @struct.dataclass
@@ -78,17 +75,20 @@ class Masked:
     """Compression at fixed shapes, by rates that carry gradients or by any counts.
 
     Attributes:
-        counts: `Rates` to search; or a `Schedule` (or its `Kept`), whose counts are
-            traced, so that one compilation runs every schedule.
+        counts: `Rates` or `Located` to search; or a `Schedule` (or its `Kept`), whose
+            counts are traced, so that one compilation runs every schedule of a rule.
         reference: reproduce the published search path: sizes floored at 1 after
             merging, and epsilon in the masked softmax.
+        rule: name of the rule; a `Schedule` brings its own.
     """
 
-    counts: Rates | Kept | Schedule
+    counts: Rates | Located | Kept | Schedule
     reference: bool = struct.field(pytree_node=False, default=False)
+    rule: str = struct.field(pytree_node=False, default="diffrate")
 
     def __post_init__(self) -> None:
         if isinstance(self.counts, Schedule):
+            object.__setattr__(self, "rule", self.counts.rule)
             object.__setattr__(self, "counts", counts_of(self.counts))
 
     @property
@@ -107,32 +107,12 @@ class Masked:
         Raises:
             UserError: counts known at this point do not fit the model.
         """
-        if isinstance(self.counts, Kept):
-            if isinstance(self.counts.merge, np.ndarray):
-                Schedule.from_kept(self.counts).check(geometry)
-            return self.counts
-        rates = self.counts
-        self._check(rates, geometry)
-
-        def counts(logits_LR: Array | None) -> Array | None:
-            if logits_LR is None:
-                return None
-            return kept_counts(
-                logits_LR, geometry, rates.granularity, reference=self.reference
-            )
-
-        return Kept(counts(rates.prune), counts(rates.merge))
-
-    def _check(self, rates: Rates, geometry: Geometry) -> None:
-        """Refuses rates of another model."""
-        candidates_R = candidate_counts(geometry.num_patches, rates.granularity)
-        shape = (geometry.depth, len(candidates_R))
-        if rates.merge.shape != shape:
-            raise UserError(
-                f"this model has rates of shape {shape} at granularity "
-                f"{rates.granularity}, got {rates.merge.shape}; make them with "
-                "init_rates(model, granularity)"
-            )
+        kept = self.counts
+        if not isinstance(kept, Kept):
+            kept = kept.kept(geometry, reference=self.reference)
+        elif isinstance(kept.merge, np.ndarray):
+            Schedule.from_kept(kept, self.rule).check(geometry)
+        return feasible(kept, rule_of(self.rule), geometry)
 
     def begin(self, tokens: Tokens) -> Tokens:
         """Returns the tokens as they enter the first block."""
@@ -144,15 +124,17 @@ class Masked:
         self, block: int, tokens: Tokens, seen: Attended, kept: Kept, geometry: Geometry
     ) -> Tokens:
         """Prunes, then merges, after the attention of a block."""
-        if isinstance(self.counts, Rates) and not geometry.compress[block]:
+        learned = not isinstance(self.counts, Kept)
+        if learned and not geometry.compress[block]:
             return tokens
+        rule, prefix = rule_of(self.rule), geometry.prefix_tokens
         if tokens.alive is None:
             ones_BN = jnp.ones(tokens.x.shape[:2], tk.at_least_float32(tokens.x))
             tokens = tokens.replace(alive=ones_BN)
         alive_BN = tokens.alive
-        rank_BN = tk.rank(
-            tk.ranking_score(seen.importance, alive_BN, geometry.prefix_tokens)
-        )
+        pairs = Pairs(rule, tokens, seen, prefix)
+        score_BN = tk.ranking_score(pairs.score(), alive_BN, prefix)
+        rank_BN = tk.rank(score_BN)
         # All examples lose equally many tokens, so one count speaks for the batch.
         last = jnp.sum(jax.lax.stop_gradient(alive_BN[0]))
         middle = last
@@ -162,7 +144,15 @@ class Masked:
             middle = jnp.minimum(last, jax.lax.stop_gradient(kept.prune[block]))
         mask_BN = self._mask("merge", block, rank_BN, kept.merge, middle, geometry)
         end = jnp.minimum(middle, jax.lax.stop_gradient(kept.merge[block]))
-        tokens = self._merge(tokens, rank_BN, middle, end, geometry.prefix_tokens)
+        goes_BN = (end <= rank_BN) & (rank_BN < middle)
+        stays_BN = (prefix <= rank_BN) & (rank_BN < end)
+        gone_BN = goes_BN.astype(mask_BN.dtype)
+        if rule.folds_gradient:
+            # The dead were folded before, and what no rule gives up never is.
+            can_go_BN = (goes_BN | stays_BN) & jnp.isfinite(score_BN)
+            mask_BN = jnp.where(can_go_BN, mask_BN, 1.0)
+            gone_BN = 1.0 - mask_BN
+        tokens = self._merge(tokens, pairs, stays_BN, goes_BN, gone_BN)
         return tokens.replace(alive=alive_BN * mask_BN.astype(alive_BN.dtype))
 
     def _mask(
@@ -180,30 +170,91 @@ class Masked:
         hard_BN = jnp.where(dies_BN, 0.0, 1.0)
         if isinstance(self.counts, Kept):
             return hard_BN
-        logits_R = getattr(self.counts, operation)[block]
-        soft_BN = survival(logits_R, rank_BN, geometry, self.counts.granularity)
+        soft_BN = self.counts.survival(operation, block, rank_BN, geometry)
         straight_BN = hard_BN + (soft_BN - jax.lax.stop_gradient(soft_BN))
-        # An operation that removes nothing gives its mask no gradient.
+        if isinstance(self.counts, Located):
+            return straight_BN
+        # The published rule: what removes nothing gives its mask no gradient.
         return jnp.where(kept < last, straight_BN, 1.0)
 
     def _merge(
-        self, tokens: Tokens, rank_BN: Array, middle: Array, end: Array, prefix: int
+        self,
+        tokens: Tokens,
+        pairs: "Pairs",
+        stays_BN: Array,
+        goes_BN: Array,
+        gone_BN: Array,
     ) -> Tokens:
-        """Folds ranks [end, middle) into ranks [prefix, end), every token in place."""
-        is_source_BN = (end <= rank_BN) & (rank_BN < middle)
-        is_destination_BN = (prefix <= rank_BN) & (rank_BN < end)
-        x_BND = jax.lax.stop_gradient(tokens.x)
-        index_BN, similarity_BN = tk.match(x_BND, x_BND, is_destination_BN)
-        num_tokens = x_BND.shape[1]
-        assignment_BNK = is_source_BN[..., None] * jax.nn.one_hot(
-            index_BN, num_tokens, dtype=similarity_BN.dtype
+        """Folds tokens that go into tokens that stay, all in their places.
+
+        Args:
+            tokens: before.
+            pairs: of these tokens.
+            stays_BN: True for possible destinations.
+            goes_BN: True for sources.
+            gone_BN: how much of a token is folded: 1 for sources, else 0, with the
+                gradient of the masks where the rule has it pass through the fold.
+        """
+        rule, num_tokens = pairs.rule, stays_BN.shape[1]
+        other_NM = ~jnp.eye(num_tokens, dtype=bool)
+        allowed_BNM = (stays_BN & pairs.receives_BN)[:, None, :] & other_NM
+        index_BN, closeness_BN = tk.match(pairs.closeness(), allowed_BNM)
+        # The only destination has none itself, and no gradient may meet its infinity.
+        closeness_BN = jnp.where(jnp.isfinite(closeness_BN), closeness_BN, 0.0)
+        assignment_BNK = gone_BN[..., None] * jax.nn.one_hot(
+            index_BN, num_tokens, dtype=closeness_BN.dtype
         )
         size_BN = tokens.sizes()
-        scaled_BN = size_BN * jnp.maximum(similarity_BN, LEAST_SIMILARITY)
+        weights = (size_BN, size_BN) if rule.weighted else None
+        scaled_BN = rule.source_size(size_BN, closeness_BN)
         if self.reference:
-            scaled_BN = jnp.maximum(size_BN * similarity_BN, 1.0)
-        tokens = tokens.replace(size=jnp.where(is_source_BN, scaled_BN, size_BN))
-        return tk.fold(tokens, tokens, assignment_BNK)
+            scaled_BN = jnp.maximum(size_BN * closeness_BN, 1.0)
+        tokens = tokens.replace(size=jnp.where(goes_BN, scaled_BN, size_BN))
+        return tk.fold(tokens, tokens, assignment_BNK, weights)
+
+
+class Pairs:
+    """What a rule makes of the tokens of one block, for both forms."""
+
+    def __init__(
+        self, rule: Rule, tokens: Tokens, seen: Attended, prefix_tokens: int
+    ) -> None:
+        self.rule, self._seen = rule, seen
+        self._feature_BNE = rule.features(tokens, seen)
+        self._size_BN = jax.lax.stop_gradient(tokens.sizes())
+        receives_BN = jnp.arange(tokens.x.shape[1]) >= prefix_tokens
+        receives_BN = jnp.broadcast_to(receives_BN, tokens.x.shape[:2])
+        offered_BN = rule.offered(tokens)
+        if offered_BN is not None:
+            receives_BN &= offered_BN
+        if tokens.alive is not None:
+            receives_BN &= tokens.alive > 0
+        self.receives_BN = receives_BN
+
+    def closeness(self) -> Array:
+        """Returns the closeness of all pairs [B, N, N]."""
+        feature_BNE, size_BN = self._feature_BNE, self._size_BN
+        return self.rule.closeness(feature_BNE, feature_BNE, size_BN, size_BN)
+
+    def score(self) -> Array:
+        """Returns the ranking score [B, N]."""
+        return self.rule.score(self._seen, self.closeness(), self.receives_BN)
+
+    def match(self, goes_BS: Array, stays_BK: Array) -> tuple[Array, Array]:
+        """Returns destination (index into K) and closeness of each source [B, S].
+
+        Args:
+            goes_BS: positions of the sources.
+            stays_BK: positions of the tokens that stay.
+        """
+        source_BSE, size_BS = (
+            tk.rows(a, goes_BS) for a in (self._feature_BNE, self._size_BN)
+        )
+        other_BKE, size_BK = (
+            tk.rows(a, stays_BK) for a in (self._feature_BNE, self._size_BN)
+        )
+        closeness_BSK = self.rule.closeness(source_BSE, other_BKE, size_BS, size_BK)
+        return tk.match(closeness_BSK, tk.rows(self.receives_BN, stays_BK)[:, None, :])
 
 
 def counts_of(schedule: Schedule) -> Kept:
@@ -211,3 +262,15 @@ def counts_of(schedule: Schedule) -> Kept:
     as_array = lambda counts: np.array(counts, np.float32)  # noqa: E731
     prune = None if schedule.prune is None else as_array(schedule.prune)
     return Kept(prune, as_array(schedule.merge))
+
+
+def feasible(kept: Kept, rule: Rule, geometry: Geometry) -> Kept:
+    """Raises counts to the fewest that a rule can leave; gradients pass unchanged."""
+    coming, counts = geometry.num_tokens, []
+    for block in range(geometry.depth):
+        least = rule.fewest(coming, geometry.prefix_tokens)
+        raised = jnp.maximum(kept.merge[block], least)
+        raised = kept.merge[block] + jax.lax.stop_gradient(raised - kept.merge[block])
+        counts.append(raised)
+        coming = jnp.minimum(coming, jax.lax.stop_gradient(raised))
+    return kept.replace(merge=jnp.stack(counts))

@@ -22,7 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from diffrate_jax import cli
-from diffrate_jax.baselines import baselines, parse_compression
+from diffrate_jax.baselines import baselines, parse_compression, schedule_of
 from diffrate_jax.files import write_json
 from diffrate_jax.models.vit import Compression
 from diffrate_jax.recipes import model_of
@@ -51,7 +51,9 @@ def evaluate(
     cases = {name: compression}
     if values.baselines:
         macs = cost_of(model, compression)
-        cases = {"dense": None} | cases | baselines(model, macs, config.seed)
+        rule = schedule_of(compression, model.geometry).rule
+        cases = {"dense": None} | cases
+        cases |= baselines(model, macs, config.seed, rule)
     record = run_evaluation(config, cases, command, target)
     write_json(workdir / "evaluation.json", record)
     print(evaluation_table(record))

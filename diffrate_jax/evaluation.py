@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from diffrate_jax import parallel
+from diffrate_jax.baselines import schedule_of
 from diffrate_jax.cost import cost_macs
 from diffrate_jax.data import Batch, Dataset
 from diffrate_jax.data.augment import Colour, normalise
@@ -18,9 +19,7 @@ from diffrate_jax.files import Json
 from diffrate_jax.models import Params, forward
 from diffrate_jax.models.vit import Compression, ViT
 from diffrate_jax.progress import track
-from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Array
-from diffrate_jax.tome import ToMe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,14 +171,11 @@ def score_row(
     name: str, model: ViT, compression: Compression | None, score: Score
 ) -> dict[str, Json]:
     """Returns one row of an evaluation's JSON: what ran, its cost, what it reaches."""
-    is_tome = isinstance(compression, ToMe)
-    schedule = Schedule.dense(model.geometry)
-    if compression is not None:
-        schedule = Schedule.from_kept(compression.kept(model.geometry))
+    schedule = schedule_of(compression, model.geometry)
     macs = cost_macs(model, schedule)
     return {
         "name": name,
-        "rule": "tome" if is_tome else "diffrate",
+        "rule": schedule.rule,
         "prune": None if schedule.prune is None else list(schedule.prune),
         "merge": list(schedule.merge),
         "macs": macs,

@@ -18,17 +18,16 @@ from diffrate_jax.compress import Gathered
 from diffrate_jax.files import Json, read_json, write_json
 from diffrate_jax.reporting import write_report
 from diffrate_jax.runs import (
-    SCHEDULE,
     WEIGHTS,
     Speed,
     run_benchmark,
     run_evaluation,
-    run_search,
     run_training,
     with_baselines,
 )
 from diffrate_jax.schedule import Schedule
-from diffrate_jax.tables import benchmark_table, evaluation_table
+from diffrate_jax.searching import SCHEDULE, run_search
+from diffrate_jax.tables import benchmark_table, evaluation_table, search_table
 from diffrate_jax.workdir import make_folder
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -54,8 +53,7 @@ def quickstart(workdir: Path, command: str) -> None:
     )
     speed = once(workdir / "benchmark.json", lambda: time(config, schedule, command))
     write_report(workdir, workdir / "report.html", workdir / "pictures")
-    print(f"kept after pruning  {schedule.prune}")
-    print(f"kept after merging  {schedule.merge}")
+    print(search_table(schedule))
     print(f"all of it, with pictures: {workdir / 'report.html'}")
     print(f"\n{benchmark_table(speed)}\n\n{evaluation_table(evaluation)}")
 

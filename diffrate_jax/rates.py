@@ -40,6 +40,89 @@ class Rates:
     merge: Array
     granularity: int = struct.field(pytree_node=False, default=1)
 
+    def kept(self, geometry: Geometry, *, reference: bool = False) -> Kept:
+        """Returns the counts the rates stand for; see `kept_counts`.
+
+        Raises:
+            UserError: rates of another model.
+        """
+        num_candidates = len(candidate_counts(geometry.num_patches, self.granularity))
+        shape = (geometry.depth, num_candidates)
+        if self.merge.shape != shape:
+            raise UserError(
+                f"this model has rates of shape {shape} at granularity "
+                f"{self.granularity}, got {self.merge.shape}; make them with "
+                "init_rates(model, granularity)"
+            )
+        rows = (self.prune, self.merge)
+        return Kept(
+            *(
+                a
+                if a is None
+                else kept_counts(a, geometry, self.granularity, reference=reference)
+                for a in rows
+            )
+        )
+
+    def survival(
+        self, operation: str, block: int, rank_BN: Array, geometry: Geometry
+    ) -> Array:
+        """Returns the probability [B, N] that the token of a rank survives a block."""
+        logits_R = getattr(self, operation)[block]
+        return survival(logits_R, rank_BN, geometry, self.granularity)
+
+
+@struct.dataclass
+class Located:
+    """Rates with one number per block: where survival falls from 1 to 0.
+
+    The candidates' probabilities are those of a logistic distribution around an
+    expected number of patches. A narrow one makes the gradient that of the tokens next
+    in line to go or to stay, which is what one token more or less means; uniform logits
+    spread it over all tokens alike.
+
+    Attributes:
+        prune: expected patches kept after pruning [L]; None for rules that only merge.
+        merge: expected patches kept after merging [L].
+        spread: scale of the distribution, in tokens.
+    """
+
+    prune: Array | None
+    merge: Array
+    spread: Array
+
+    def kept(self, geometry: Geometry, *, reference: bool = False) -> Kept:
+        """Returns the counts, rounded up straight-through; blocks without rates: all.
+
+        Raises:
+            UserError: expectations of another model.
+        """
+        if self.merge.shape != (geometry.depth,):
+            raise UserError(
+                f"this model has {geometry.depth} blocks, got expected counts of shape "
+                f"{self.merge.shape}; give one per block"
+            )
+        slack = 0.0 if reference else CEILING_SLACK
+        free_L = np.array(geometry.compress)
+
+        def counts(expected_L: Array | None) -> Array | None:
+            if expected_L is None:
+                return None
+            kept_L = straight_through_ceiling(expected_L, slack)
+            return jnp.where(
+                free_L, kept_L + geometry.prefix_tokens, geometry.num_tokens
+            )
+
+        return Kept(counts(self.prune), counts(self.merge))
+
+    def survival(
+        self, operation: str, block: int, rank_BN: Array, geometry: Geometry
+    ) -> Array:
+        """Returns the probability [B, N] that the token of a rank survives a block."""
+        expected = getattr(self, operation)[block]
+        distance_BN = expected - (rank_BN - geometry.prefix_tokens)
+        return jax.nn.sigmoid(distance_BN / self.spread)
+
 
 def zero_rates(
     geometry: Geometry, granularity: int = 1, *, prune: bool = True

@@ -1,5 +1,6 @@
 """From a config file to typed values: nothing beyond this file sees a ConfigDict."""
 
+import dataclasses
 from collections.abc import Iterator
 from math import inf
 
@@ -7,14 +8,15 @@ import jax
 from ml_collections import ConfigDict
 
 from diffrate_jax import parallel
+from diffrate_jax.baselines import parse_compression, schedule_of
 from diffrate_jax.batches import Batches
 from diffrate_jax.data import Batch, Dataset, open_dataset, steps_per_epoch
 from diffrate_jax.data.augment import Augment
 from diffrate_jax.errors import UserError
 from diffrate_jax.evaluation import Evaluator
-from diffrate_jax.learning import Recipe
 from diffrate_jax.models import Params, create_model, init_weights
 from diffrate_jax.models.vit import ViT
+from diffrate_jax.recipe import Recipe
 from diffrate_jax.training import TrainRecipe
 from diffrate_jax.weights import load_weights
 from diffrate_jax.workdir import flat
@@ -34,6 +36,11 @@ RANGES = {
     "clip_norm": (1e-12, inf),
     "drop_path": (0, 0.99),
     "penalty": (0, inf),
+    "refine_images": (0, inf),
+    "compare_images": (0, inf),
+    "tighten": (0, 0.99),
+    "spread": (1e-6, inf),
+    "final_spread": (1e-6, inf),
     "model_fields.image_size": (1, inf),
     "model_fields.patch_size": (1, inf),
     "model_fields.width": (1, inf),
@@ -142,20 +149,25 @@ def augment_of(config: ConfigDict) -> Augment:
     )
 
 
-def search_recipe(config: ConfigDict) -> Recipe:
-    """Returns how the config searches."""
-    return Recipe(
-        steps=config.steps,
-        learning_rate=config.learning_rate,
-        final_learning_rate=config.final_learning_rate,
-        granularity=config.granularity,
-        penalty=config.penalty,
-        penalty_unit=config.penalty_unit,
-        reference=config.reference,
-        drop_path=config.drop_path,
-        augment=augment_of(config),
-        seed=config.seed,
-    )
+def search_recipe(config: ConfigDict, model: ViT) -> Recipe:
+    """Returns how the config searches.
+
+    Raises:
+        UserError: a value that no search can use, or a start that does not fit.
+    """
+    own = {"start", "augment"}
+    names = {field.name for field in dataclasses.fields(Recipe)} - own
+    start = config.start
+    if start not in ("uniform", "dense"):
+        compression = parse_compression(start, model, config.model)
+        start = schedule_of(compression, model.geometry)
+    fields = {name: config[name] for name in names}
+    return Recipe(start=start, augment=augment_of(config), **fields)
+
+
+def targets_of(config: ConfigDict) -> list[str]:
+    """Returns the budgets of a search: `targets`, or else the one `target`."""
+    return [str(target) for target in config.targets or (config.target,)]
 
 
 def train_recipe(config: ConfigDict) -> TrainRecipe:

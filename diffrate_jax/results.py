@@ -85,7 +85,7 @@ class SearchStep:
 
     step: int
     loss: float
-    cross_entropy: float
+    objective: float
     macs: float
     target_macs: float
 

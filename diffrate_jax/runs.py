@@ -8,26 +8,22 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffrate_jax import cli, recipes
-from diffrate_jax.baselines import baselines, parse_compression
-from diffrate_jax.budget import parse_budget
+from diffrate_jax.baselines import baselines, parse_compression, schedule_of
 from diffrate_jax.compress import Gathered
 from diffrate_jax.cost import cost_macs
 from diffrate_jax.errors import UserError
 from diffrate_jax.evaluation import score_row
 from diffrate_jax.files import Json, digest
 from diffrate_jax.inference import compile_inference
-from diffrate_jax.learning import learn_schedule
 from diffrate_jax.models import Params
 from diffrate_jax.models.vit import Compression, ViT
-from diffrate_jax.rates import candidate_counts
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.timing import Timed, time_in_turn
 from diffrate_jax.training import train
-from diffrate_jax.version import __version__
 from diffrate_jax.weights import save_weights
 from diffrate_jax.workdir import claim
 
-WEIGHTS, SCHEDULE = "weights.safetensors", "schedule.json"
+WEIGHTS = "weights.safetensors"
 Cases = dict[str, Compression | None]
 
 
@@ -67,46 +63,11 @@ def run_training(config: ConfigDict, workdir: Path, schedule: str = "none") -> P
     return params
 
 
-def run_search(config: ConfigDict, workdir: Path) -> Schedule:
-    """Learns a schedule into `workdir`, going on where an earlier run stopped."""
-    model = recipes.model_of(config)
-    parse_budget(config.target, model)
-    recipe = recipes.search_recipe(config)
-    candidate_counts(model.geometry.num_patches, recipe.granularity)
-    params = recipes.params_of(config, model)
-    dataset = recipes.dataset_of(config, model)
-    batches = recipes.batches_of(config, dataset)
-    run = {"program": "search", "weights_sha256": digest(config.weights)}
-    claim(workdir, config.to_dict() | run)
-    result = learn_schedule(
-        model,
-        params,
-        batches,
-        config.target,
-        recipe=recipe,
-        workdir=workdir,
-        checkpoint_every=config.checkpoint_every,
-        log_every=config.log_every,
-    )
-    provenance = {
-        **result.schedule.provenance,
-        "weights": Path(config.weights).name,
-        "weights_sha256": digest(config.weights),
-        "dataset": config.dataset,
-        "split": config.train_split,
-        "steps": config.steps,
-        "seed": config.seed,
-        "version": __version__,
-    }
-    schedule = dataclasses.replace(result.schedule, provenance=provenance)
-    schedule.save(workdir / SCHEDULE)
-    return schedule
-
-
 def with_baselines(model: ViT, schedule: Schedule, seed: int) -> Cases:
     """Returns dense, a schedule, and every baseline at the schedule's cost."""
     cases: Cases = {"dense": None, "learned": Gathered(schedule)}
-    return cases | baselines(model, cost_macs(model, schedule), seed)
+    macs = cost_macs(model, schedule)
+    return cases | baselines(model, macs, seed, schedule.rule)
 
 
 def run_evaluation(
@@ -197,6 +158,4 @@ def run_benchmark(
 
 def cost_of(model: ViT, compression: Compression | None) -> int:
     """Returns the multiply-accumulates of one image with a compression in place."""
-    if compression is None:
-        return cost_macs(model, None)
-    return cost_macs(model, Schedule.from_kept(compression.kept(model.geometry)))
+    return cost_macs(model, schedule_of(compression, model.geometry))

@@ -12,10 +12,12 @@ import numpy as np
 from diffrate_jax.errors import UserError, did_you_mean
 from diffrate_jax.files import write_json
 from diffrate_jax.rates import Kept
+from diffrate_jax.rules import rule_of
 from diffrate_jax.shapes import Geometry
 
 FORMAT = "diffrate_jax.schedule"
-VERSION = 1
+# Version 1 knew only the published rule.
+VERSION = 2
 PUBLISHED = Path(__file__).parent.parent / "configs" / "schedules"
 
 
@@ -29,13 +31,14 @@ class Schedule:
     Attributes:
         prune: kept after pruning, one per attention block; None if never pruned.
         merge: kept after merging, one per attention block.
+        rule: name of the rule that chooses the tokens (`rules`).
         provenance: anything worth saving beside the counts (target, cost, model).
 
     Raises:
         UserError: counts that are not positive integers, or of unequal length.
 
     >>> Schedule(prune=(5, 4, 5), merge=(5, 3, 3)).canonical()
-    Schedule(prune=(5, 4, 3), merge=(5, 3, 3))
+    Schedule(prune=(5, 4, 3), merge=(5, 3, 3), rule='diffrate')
     """
 
     prune: tuple[int, ...] | None
@@ -43,6 +46,7 @@ class Schedule:
     provenance: Mapping[str, Any] = dataclasses.field(
         default_factory=dict, compare=False, repr=False
     )
+    rule: str = "diffrate"
 
     def __post_init__(self) -> None:
         merge = _counts(self.merge, "merge")
@@ -51,6 +55,11 @@ class Schedule:
             raise UserError(
                 "a schedule needs as many prune as merge counts, got "
                 f"{len(prune)} and {len(merge)}; give one of each per block"
+            )
+        if prune is not None and not rule_of(self.rule).prunes:
+            raise UserError(
+                f"rule {self.rule!r} only merges, so its schedules have no prune "
+                "counts; leave them out"
             )
         object.__setattr__(self, "merge", merge)
         object.__setattr__(self, "prune", prune)
@@ -66,12 +75,13 @@ class Schedule:
         return cls(prune=None, merge=(geometry.num_tokens,) * geometry.depth)
 
     @classmethod
-    def from_kept(cls, kept: Kept) -> "Schedule":
+    def from_kept(cls, kept: Kept, rule: str = "diffrate") -> "Schedule":
         """Returns the counts of a forward pass, rounded to integers, as a schedule."""
         merge = np.rint(np.asarray(kept.merge)).astype(int).tolist()
         if kept.prune is None:
-            return cls(prune=None, merge=merge)
-        return cls(np.rint(np.asarray(kept.prune)).astype(int).tolist(), merge)
+            return cls(prune=None, merge=merge, rule=rule)
+        prune = np.rint(np.asarray(kept.prune)).astype(int).tolist()
+        return cls(prune, merge, rule=rule)
 
     def steps(self, num_tokens: int) -> tuple[tuple[int, int, int], ...]:
         """Returns for each block (tokens coming in, after pruning, after merging)."""
@@ -121,7 +131,19 @@ class Schedule:
 
         running = self.canonical(num_tokens)
         prune = None if running.prune is None else carry(running.prune)
-        return Schedule(prune, carry(running.merge), self.provenance)
+        return Schedule(prune, carry(running.merge), self.provenance, self.rule)
+
+    def feasible(self, geometry: Geometry) -> "Schedule":
+        """Returns counts that really occur, raised where the rule cannot reach them."""
+        coming, merge, prune = geometry.num_tokens, [], []
+        for block in range(self.depth):
+            middle = coming if self.prune is None else min(coming, self.prune[block])
+            least = rule_of(self.rule).fewest(middle, geometry.prefix_tokens)
+            coming = min(middle, max(self.merge[block], least))
+            merge.append(coming)
+            prune.append(middle)
+        prune = None if self.prune is None else tuple(prune)
+        return dataclasses.replace(self, prune=prune, merge=tuple(merge))
 
     def check(self, geometry: Geometry) -> None:
         """Refuses a schedule that does not fit a model.
@@ -141,12 +163,21 @@ class Schedule:
                     f"this model keeps between {least} and {most} tokens in a block, "
                     f"the schedule asks for {count}; use a schedule made for it"
                 )
+        for block, (_, middle, last) in enumerate(self.steps(geometry.num_tokens)):
+            fewest = rule_of(self.rule).fewest(middle, geometry.prefix_tokens)
+            if last < fewest:
+                raise UserError(
+                    f"rule {self.rule!r} cannot leave {last} of {middle} tokens in "
+                    f"block {block}, at the fewest {fewest}; keep more there, or use "
+                    "another rule"
+                )
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the schedule as JSON; the file appears whole or not at all."""
         record = {
             "format": FORMAT,
             "version": VERSION,
+            "rule": self.rule,
             "prune": self.prune,
             "merge": self.merge,
             "provenance": dict(self.provenance),
@@ -165,7 +196,8 @@ class Schedule:
         provenance = record.get("provenance", {})
         if not isinstance(provenance, dict):
             raise UserError(f"{path}: 'provenance' must be a JSON object")
-        return cls(prune, record["merge"], provenance)
+        rule = record.get("rule", "diffrate")
+        return cls(prune, record["merge"], provenance, rule)
 
 
 def published_schedule(model: str, target: float | str) -> Schedule:
@@ -227,10 +259,10 @@ def _read_record(path: Path) -> dict[str, Any]:
             f"{FORMAT!r}; give a file that Schedule.save wrote"
         )
     version = record.get("version")
-    if version != VERSION:
+    if version not in range(1, VERSION + 1):
         raise UserError(
             f"{path} has schedule format version {version!r}, this package reads "
-            f"version {VERSION}; update the package"
+            f"versions up to {VERSION}; update the package"
         )
     if "merge" not in record:
         raise UserError(f"{path} has no 'merge' counts; expected one per block")

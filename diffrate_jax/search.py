@@ -5,37 +5,52 @@ Examples:
       --config.weights=runs/quickstart/train/weights.safetensors
   python -m diffrate_jax.search --config=configs/base.py --workdir=runs/deit_small \
       --config.weights=deit_small.safetensors --config.target=60%
+  … --config.targets="('60%','50%','40%')"   several budgets in one run
+  … --config.start=published:2.9             from a schedule that exists
+  … --config.objective=cross_entropy         with labels; by default none are used
 
 --config    recipe; any field of it can be set with --config.field=value
---workdir   folder for schedule.json, metrics.jsonl and checkpoints; the same command
-            goes on where it stopped
+--workdir   folder for schedule.json (with several targets schedule_60%.json and so on,
+            and pareto.json), comparison.json, metrics.jsonl and checkpoints; the same
+            command goes on where it stopped
 """
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from diffrate_jax import cli
-from diffrate_jax.runs import SCHEDULE, run_search
+from diffrate_jax.files import write_json
+from diffrate_jax.searching import COMPARISON, compare, run_search, schedule_file
+from diffrate_jax.tables import evaluation_table, search_table, summary
 
 
-def search(config: ConfigDict, workdir: Path, _: flags.FlagValues) -> None:
-    """Runs the search and prints what it found."""
-    schedule = run_search(config, workdir)
-    found = schedule.provenance
-    print(f"prune  {schedule.prune}\nmerge  {schedule.merge}")
-    print(
-        f"{found['macs'] / 1e9:.4g} GMACs, {found['macs'] / found['dense_macs']:.1%} "
-        f"of dense, target {found['target']}: {workdir / SCHEDULE}"
-    )
+def search(
+    config: ConfigDict, workdir: Path, _: flags.FlagValues, command: str
+) -> None:
+    """Runs the search, prints what it found and how that compares."""
+    schedules = run_search(config, workdir)
+    alone = len(schedules) == 1
+    comparisons = []
+    for schedule in schedules:
+        path = workdir / schedule_file(schedule.provenance["target"], alone=alone)
+        print(f"\n{search_table(schedule)}\n{summary(schedule)}: {path}")
+        if config.compare_images:
+            record = compare(config, schedule, config.compare_images, command)
+            print(f"\n{evaluation_table(record)}", flush=True)
+            comparisons.append(record)
+    write_json(workdir / COMPARISON, {"comparisons": comparisons})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
-    return cli.run_with_config(search, about=__doc__, argv=argv)
+    argv = sys.argv if argv is None else argv
+    run = partial(search, command=cli.command("search", argv))
+    return cli.run_with_config(run, about=__doc__, argv=argv)
 
 
 if __name__ == "__main__":

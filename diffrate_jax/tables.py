@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from diffrate_jax.files import Json
+from diffrate_jax.schedule import Schedule
 
 
 def evaluation_table(record: dict[str, Json]) -> str:
@@ -57,6 +58,40 @@ def benchmark_table(record: dict[str, Json]) -> str:
             ]
         )
     return aligned(rows)
+
+
+def search_table(schedule: Schedule) -> str:
+    """Returns block by block what was learned, and what single tokens are worth."""
+    found = schedule.provenance
+    gains = {gain["block"]: gain for gain in found.get("gains", ())}
+    rows = [["block", "learned", "kept", "loss, one more", "one fewer"]]
+    for block, kept in enumerate(schedule.merge):
+        gain = gains.get(block, {})
+        rows.append(
+            [
+                str(block),
+                str(found["learned"]["merge"][block]),
+                str(kept),
+                *(signed(gain.get(way)) for way in ("more", "fewer")),
+            ]
+        )
+    return aligned(rows)
+
+
+def signed(change: float | None) -> str:
+    """Returns a change of the loss, "-" where there is none."""
+    return "-" if change is None else f"{change:+.5f}"
+
+
+def summary(schedule: Schedule) -> str:
+    """Returns cost, target and whether the search had settled, as one sentence."""
+    found = schedule.provenance
+    state = "settled" if found["settled"] else "still moving: more steps may help"
+    moved = len(found.get("moves", ()))
+    return (
+        f"{found['macs'] / 1e9:.4g} GMACs, {found['macs'] / found['dense_macs']:.1%} "
+        f"of dense, target {found['target']}; {state}; {moved} moves of single tokens"
+    )
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -67,17 +67,24 @@ def ranking_score(
     return jnp.where(is_prefix_N, jnp.inf, score_BN)
 
 
+def before(score_BN: Array) -> Array:
+    """Returns whether token m comes before token n [B, N, M] by falling score.
+
+    Ties go to the lower position.
+    """
+    position_N = jnp.arange(score_BN.shape[1])
+    other_B1M, own_BN1 = score_BN[:, None, :], score_BN[:, :, None]
+    earlier_NM = position_N[None, :] < position_N[:, None]
+    return (other_B1M > own_BN1) | ((other_B1M == own_BN1) & earlier_NM)
+
+
 def rank(score_BN: Array) -> Array:
     """Returns each token's rank [B, N] by falling score; ties to the lower position.
 
     Counting the tokens that come before, instead of sorting, keeps positions and
     shapes fixed and needs no gather.
     """
-    position_N = jnp.arange(score_BN.shape[1])
-    other_B1M, own_BN1 = score_BN[:, None, :], score_BN[:, :, None]
-    earlier_NM = position_N[None, :] < position_N[:, None]
-    before_BNM = (other_B1M > own_BN1) | ((other_B1M == own_BN1) & earlier_NM)
-    return jnp.sum(before_BNM, axis=-1, dtype=jnp.int32)
+    return jnp.sum(before(score_BN), axis=-1, dtype=jnp.int32)
 
 
 def unit(x_BND: Array) -> Array:
@@ -88,28 +95,38 @@ def unit(x_BND: Array) -> Array:
     return x_BND * jax.lax.rsqrt(jnp.maximum(square_BN1, tiny))
 
 
-def match(
-    source_BSD: Array, destination_BKD: Array, allowed_BK: Array | None = None
-) -> tuple[Array, Array]:
-    """Finds the most similar destination of every source.
+def cosine(a_BSE: Array, b_BKE: Array) -> Array:
+    """Returns the cosine of every pair of features [B, S, K]."""
+    return jnp.einsum("BSE,BKE->BSK", unit(a_BSE), unit(b_BKE))
+
+
+def most(value_BSK: Array, allowed: Array) -> Array:
+    """Returns the largest allowed value of each row [B, S]; -inf where there is none.
 
     Args:
-        source_BSD: features of the tokens to be folded away, no gradient.
-        destination_BKD: features of the tokens that may receive them, no gradient.
-        allowed_BK: False where a token may not be a destination; all may by default.
+        value_BSK: values.
+        allowed: of any shape that broadcasts to theirs.
+    """
+    return jnp.max(jnp.where(allowed, value_BSK, -jnp.inf), axis=-1)
+
+
+def match(closeness_BSK: Array, allowed: Array) -> tuple[Array, Array]:
+    """Finds the closest allowed destination of every source.
+
+    Args:
+        closeness_BSK: of sources to destinations.
+        allowed: where a destination may be used; of any shape that broadcasts.
 
     Returns:
-        Index into K and cosine similarity, both [B, S]; ties go to the lower index.
+        Index into K and closeness, both [B, S]; ties go to the lower index.
     """
-    similarity_BSK = jnp.einsum("BSD,BKD->BSK", unit(source_BSD), unit(destination_BKD))
-    if allowed_BK is not None:
-        similarity_BSK = jnp.where(allowed_BK[:, None, :], similarity_BSK, -jnp.inf)
-    best_BS = jnp.max(similarity_BSK, axis=-1)
+    best_BS = most(closeness_BSK, allowed)
     # The first of the best: two plain reductions run in vector registers on CPU,
     # argmax does not.
-    index_K = jnp.arange(similarity_BSK.shape[-1])
-    is_best_BSK = similarity_BSK == best_BS[..., None]
-    return jnp.min(jnp.where(is_best_BSK, index_K, len(index_K)), axis=-1), best_BS
+    index_K = jnp.arange(closeness_BSK.shape[-1])
+    is_best_BSK = allowed & (closeness_BSK == best_BS[..., None])
+    index_BS = jnp.min(jnp.where(is_best_BSK, index_K, len(index_K)), axis=-1)
+    return index_BS, best_BS
 
 
 def fold(
@@ -159,13 +176,15 @@ def spread(assignment_BSK: Array, value_BSD: Array) -> Array:
     )
 
 
+def rows(value: Array, index_BK: Array) -> Array:
+    """Returns the rows of an array [B, N, …] at the given positions [B, K, …]."""
+    index = index_BK.reshape(index_BK.shape + (1,) * (value.ndim - 2))
+    return jnp.take_along_axis(value, index, axis=1)
+
+
 def take(tokens: Tokens, index_BK: Array) -> Tokens:
     """Returns the tokens at the given positions, all living."""
-
-    def rows(value: Array | None) -> Array | None:
-        if value is None:
-            return None
-        index = index_BK.reshape(index_BK.shape + (1,) * (value.ndim - 2))
-        return jnp.take_along_axis(value, index, axis=1)
-
-    return Tokens(x=rows(tokens.x), size=rows(tokens.size), origin=rows(tokens.origin))
+    given = lambda value: None if value is None else rows(value, index_BK)  # noqa: E731
+    return Tokens(
+        x=given(tokens.x), size=given(tokens.size), origin=given(tokens.origin)
+    )

@@ -146,8 +146,8 @@ def test_counts_that_are_none(prune, merge, sentence):
         ("[5]", "is not a schedule: expected a JSON object with format 'diffrate_jax"),
         (json.dumps(GOOD | {"format": "x"}), "is not a schedule"),
         (
-            json.dumps(GOOD | {"version": 2}),
-            "version 2, this package reads version 1; ",
+            json.dumps(GOOD | {"version": 3}),
+            "version 3, this package reads versions up to 2; ",
         ),
         (json.dumps({**GOOD, "version": None}), "version None, this package reads"),
         (json.dumps({k: GOOD[k] for k in GOOD if k != "merge"}), "has no 'merge' coun"),

@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from diffrate_jax.tokens import Tokens, fold, match, rank, ranking_score, take, unit
+from diffrate_jax.tokens import (
+    Tokens,
+    cosine,
+    fold,
+    match,
+    rank,
+    ranking_score,
+    take,
+    unit,
+)
 
 few = settings(max_examples=40, deadline=None)
 jitted_rank = jax.jit(rank)
@@ -57,16 +66,16 @@ def test_match_by_eye():
     """Length does not count; among equals the lower destination wins."""
     destination = jnp.array([[[1.0, 0.0], [0.0, 1.0], [0.0, 7.0], [1.0, 1.0]]])
     source = jnp.array([[[0.0, 0.1], [5.0, 5.0], [-1.0, 0.1], [0.0, 0.0]]])
-    index, similarity = match(source, destination)
+    index, similarity = match(cosine(source, destination), True)
     assert index[0].tolist() == [1, 3, 1, 0]
-    cosine = 0.1 / np.sqrt(1.01)
-    np.testing.assert_allclose(similarity[0], [1.0, 1.0, cosine, 0.0], atol=1e-6)
+    expected = 0.1 / np.sqrt(1.01)
+    np.testing.assert_allclose(similarity[0], [1.0, 1.0, expected, 0.0], atol=1e-6)
 
 
 def test_match_only_where_it_is_allowed():
     features = jnp.array([[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]])
     allowed = jnp.array([[False, True, True]])
-    index, _ = match(features, features, allowed)
+    index, _ = match(cosine(features, features), allowed)
     assert index[0].tolist() == [1, 1, 2]
 
 

@@ -1,0 +1,182 @@
+"""The last tokens: single ones moved where held-out images say that it pays."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from diffrate_jax import parallel
+from diffrate_jax.batches import prepare
+from diffrate_jax.budget import CLOSE, one_more
+from diffrate_jax.compress import Masked, counts_of
+from diffrate_jax.cost import HasCost, cost_macs
+from diffrate_jax.files import Json
+from diffrate_jax.models import Params, forward
+from diffrate_jax.models.vit import ViT
+from diffrate_jax.objective import distance, wanted_outputs
+from diffrate_jax.progress import track
+from diffrate_jax.rates import Kept
+from diffrate_jax.recipe import Recipe
+from diffrate_jax.schedule import Schedule
+from diffrate_jax.shapes import Array
+
+ROUNDS, TRIED = 4, 4
+# From a schedule to each held-out image's loss [n].
+Loss = Callable[[Schedule], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Refined:
+    """What moving single tokens came to.
+
+    Attributes:
+        schedule: after all moves.
+        loss: its mean loss on the held-out images.
+        gains: for each block that may leave one token more or fewer, the change of the
+            loss: {"block", "more", "fewer"}, None where it cannot.
+        moves: what was moved: {"more", "fewer" (blocks), "loss", "standard_error"}.
+    """
+
+    schedule: Schedule
+    loss: float
+    gains: tuple[dict[str, Json], ...]
+    moves: tuple[dict[str, Json], ...]
+
+
+def held_out_loss(
+    model: ViT, params: Params, recipe: Recipe, batches: Sequence[dict[str, np.ndarray]]
+) -> Loss:
+    """Returns a function from a schedule to each image's loss [n].
+
+    One compilation runs every schedule of the recipe's rule. What the objective wants
+    of each image is computed once.
+    """
+    plain = dataclasses.replace(recipe.augment, flip=False, shift=0)
+    key = jax.random.key(recipe.seed)
+
+    def prepared(batch: dict[str, Array]) -> tuple[Array, Array]:
+        return prepare(batch, key, plain, model.num_classes)[:2]
+
+    def wanted(_: tuple, params: Params, batch: dict[str, Array]) -> Array:
+        outputs = wanted_outputs(recipe.objective, model, params, *prepared(batch))
+        return parallel.every_example(outputs)
+
+    def run(kept: Kept, params: Params, batch: dict[str, Array]) -> Array:
+        images, wanted_BV = prepared(batch)
+        out = forward(model, params, images, Masked(kept, rule=recipe.rule))
+        return parallel.all_examples(distance(recipe.objective, out.logits, wanted_BV))
+
+    params = parallel.replicate(params)
+    first = parallel.pmap_step(wanted, donate_state=False)
+    shards = [
+        parallel.shard(batch | {"label": first((), params, parallel.shard(batch))})
+        for batch in batches
+    ]
+    step = parallel.pmap_step(run, donate_state=False)
+
+    def loss(schedule: Schedule) -> np.ndarray:
+        kept = parallel.replicate(counts_of(schedule))
+        return np.concatenate(
+            [np.asarray(step(kept, params, shard), np.float64) for shard in shards]
+        )
+
+    return loss
+
+
+def refine(schedule: Schedule, model: HasCost, macs: float, loss: Loss) -> Refined:
+    """Moves single tokens from block to block while that lowers the loss.
+
+    In each round every block is tried with one token more and one fewer; the pairs that
+    promise most are then measured, and the best is taken if its gain over all images is
+    larger than its standard error.
+
+    Args:
+        schedule: costs at most `macs`.
+        model: with geometry and cost terms.
+        macs: multiply-accumulates not to be exceeded.
+        loss: of a schedule, for each held-out image.
+    """
+    moves, now_n = [], loss(schedule)
+    with track(ROUNDS, "last tokens", unit="round") as bar:
+        while True:
+            gains = measure(schedule, model, loss, now_n)
+            bar.update()
+            found = (
+                None
+                if len(moves) == ROUNDS - 1
+                else best_move(schedule, model, macs, loss, now_n, gains)
+            )
+            if found is None:
+                break
+            schedule, now_n, move = found
+            moves.append(move)
+    return Refined(schedule, float(now_n.mean()), tuple(gains), tuple(moves))
+
+
+def measure(
+    schedule: Schedule, model: HasCost, loss: Loss, now_n: np.ndarray
+) -> list[dict[str, Json]]:
+    """Returns what one token more or fewer does to the loss, block by block."""
+
+    def change(neighbour: Schedule | None) -> float | None:
+        return None if neighbour is None else float((loss(neighbour) - now_n).mean())
+
+    geometry = model.geometry
+    return [
+        {
+            "block": block,
+            "more": change(one_more(schedule, block, geometry)),
+            "fewer": change(one_fewer(schedule, block, model)),
+        }
+        for block in np.flatnonzero(geometry.compress).tolist()
+    ]
+
+
+def one_fewer(schedule: Schedule, block: int, model: HasCost) -> Schedule | None:
+    """Returns the schedule with one token fewer after a block, None if it cannot."""
+    merge = list(schedule.merge)
+    merge[block] -= 1
+    if merge[block] <= model.geometry.prefix_tokens:
+        return None
+    new = dataclasses.replace(schedule, merge=tuple(merge)).feasible(model.geometry)
+    return None if new.merge[block] == schedule.merge[block] else new
+
+
+def best_move(
+    schedule: Schedule,
+    model: HasCost,
+    macs: float,
+    loss: Loss,
+    now_n: np.ndarray,
+    gains: list[dict[str, Json]],
+) -> tuple[Schedule, np.ndarray, dict[str, Json]] | None:
+    """Returns the best move's schedule, losses and record; None if none pays."""
+    promising = sorted(proposals(schedule, model, macs, gains), key=lambda row: row[0])
+    best = None
+    for _, more, fewer, candidate in promising[:TRIED]:
+        then_n = loss(candidate)
+        change = float((then_n - now_n).mean())
+        error = float((then_n - now_n).std() / np.sqrt(len(now_n)))
+        if change < -error and (best is None or change < best[2]["loss"]):
+            move = {"more": more, "fewer": fewer, "loss": change}
+            best = candidate, then_n, move | {"standard_error": error}
+    return best
+
+
+def proposals(
+    schedule: Schedule, model: HasCost, macs: float, gains: list[dict[str, Json]]
+) -> Iterator[tuple[float, int, int | None, Schedule]]:
+    """Yields (promised change, block with more, block with fewer, schedule)."""
+    least = min(CLOSE * macs, cost_macs(model, schedule))
+    fewer = [(None, 0.0), *((g["block"], g["fewer"]) for g in gains)]
+    for gain in gains:
+        for block, loss in fewer:
+            if gain["more"] is None or loss is None or block == gain["block"]:
+                continue
+            longer = one_more(schedule, gain["block"], model.geometry)
+            moved = longer if block is None else one_fewer(longer, block, model)
+            if moved is None or not least <= cost_macs(model, moved) <= macs:
+                continue
+            if gain["more"] + loss < 0:
+                yield gain["more"] + loss, gain["block"], block, moved

@@ -1,0 +1,172 @@
+"""A search as a run: schedules into a folder, and how they compare at equal cost."""
+
+import dataclasses
+import itertools
+import sys
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from diffrate_jax import cli, recipes
+from diffrate_jax.baselines import hand_made
+from diffrate_jax.batches import Batches
+from diffrate_jax.budget import parse_budget
+from diffrate_jax.compress import Gathered
+from diffrate_jax.cost import cost_macs
+from diffrate_jax.data import Dataset
+from diffrate_jax.data.held_out import HeldOut
+from diffrate_jax.evaluation import Evaluator, score_row
+from diffrate_jax.files import Json, digest, write_json
+from diffrate_jax.learning import SearchResult, learn_schedules
+from diffrate_jax.models import Params
+from diffrate_jax.models.vit import ViT
+from diffrate_jax.schedule import Schedule
+from diffrate_jax.version import __version__
+from diffrate_jax.workdir import claim
+
+SCHEDULE, PARETO, COMPARISON = "schedule.json", "pareto.json", "comparison.json"
+
+
+def run_search(config: ConfigDict, workdir: Path) -> list[Schedule]:
+    """Learns a schedule for each target into `workdir`, going on where it stopped.
+
+    Raises:
+        UserError: anything that does not fit, in one sentence.
+    """
+    model = recipes.model_of(config)
+    targets = recipes.targets_of(config)
+    for target in targets:
+        parse_budget(target, model)
+    recipe = recipes.search_recipe(config, model)
+    params = recipes.params_of(config, model)
+    batches = recipes.batches_of(config, recipes.dataset_of(config, model))
+    run = {"program": "search", "weights_sha256": digest(config.weights)}
+    claim(workdir, config.to_dict() | run)
+    results = learn_schedules(
+        model,
+        params,
+        batches,
+        targets,
+        recipe=recipe,
+        workdir=workdir,
+        checkpoint_every=config.checkpoint_every,
+        log_every=config.log_every,
+    )
+    schedules = [described(config, result) for result in results]
+    for target, schedule in zip(targets, schedules, strict=True):
+        schedule.save(workdir / schedule_file(target, alone=len(targets) == 1))
+    if len(targets) > 1:
+        write_json(workdir / PARETO, pareto(targets, schedules))
+    return schedules
+
+
+def schedule_file(target: str, *, alone: bool) -> str:
+    """Returns the name of a target's schedule file."""
+    return SCHEDULE if alone else f"schedule_{target}.json"
+
+
+def described(config: ConfigDict, result: SearchResult) -> Schedule:
+    """Returns a schedule that says where it comes from."""
+    provenance = {
+        **result.schedule.provenance,
+        "weights": Path(config.weights).name,
+        "weights_sha256": digest(config.weights),
+        "dataset": config.dataset,
+        "split": config.train_split,
+        "steps": config.steps,
+        "seed": config.seed,
+        "version": __version__,
+    }
+    return dataclasses.replace(result.schedule, provenance=provenance)
+
+
+def pareto(targets: list[str], schedules: list[Schedule]) -> dict[str, Json]:
+    """Returns the front that a run with several targets found, dearest first."""
+    rows = [
+        {
+            "target": target,
+            "file": schedule_file(target, alone=False),
+            "macs": schedule.provenance["macs"],
+            "fraction": schedule.provenance["macs"] / schedule.provenance["dense_macs"],
+            "held_out_loss": schedule.provenance.get("held_out_loss"),
+            "rule": schedule.rule,
+            "prune": schedule.prune,
+            "merge": schedule.merge,
+        }
+        for target, schedule in zip(targets, schedules, strict=True)
+    ]
+    return {"kind": "pareto", "rows": sorted(rows, key=lambda row: -row["macs"])}
+
+
+def compare(
+    config: ConfigDict, schedule: Schedule, images: int, command: str
+) -> dict[str, Json]:
+    """Compares a schedule with the hand-made ones at its cost, on training images.
+
+    The images follow in the training stream on the last that the search saw.
+
+    Args:
+        config: of the search.
+        schedule: that it found.
+        images: how many to compare on.
+        command: that gives these figures.
+    """
+    model = recipes.model_of(config)
+    params = recipes.params_of(config, model)
+    macs = cost_macs(model, schedule)
+    cases = {"dense": None, "learned": Gathered(schedule)}
+    cases |= hand_made(model, macs, schedule.rule)
+    evaluator = evaluator_of(config, model, params, images)
+    rows = [
+        score_row(name, model, case, evaluator.score(case, name)) | {"target": None}
+        for name, case in cases.items()
+    ]
+    warn_if_beaten(rows)
+    return {
+        "kind": "comparison",
+        "command": command,
+        "environment": cli.environment(),
+        "dataset": config.dataset,
+        "split": f"{config.train_split}, {images} images",
+        "rows": rows,
+    }
+
+
+def evaluator_of(
+    config: ConfigDict, model: ViT, params: Params, images: int
+) -> Evaluator:
+    """Returns what evaluates schedules on the next images of the training stream."""
+    dataset = recipes.dataset_of(config, model)
+    used = config.steps * len(recipes.targets_of(config))
+    used += -(-config.refine_images // config.batch_size)
+    count = -(-images // config.batch_size)
+    return Evaluator(
+        model,
+        params,
+        held_out(dataset, recipes.batches_of(config, dataset), used, count),
+        config.train_split,
+        batch_size=config.batch_size,
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+    )
+
+
+def held_out(dataset: Dataset, batches: Batches, start: int, count: int) -> HeldOut:
+    """Returns some batches of a stream as a dataset."""
+    taken = list(itertools.islice(batches(start), count))
+    return HeldOut(dataset, taken, jax.process_count())
+
+
+def warn_if_beaten(rows: list[dict[str, Json]]) -> None:
+    """Says on standard error if a plain ToMe schedule does better than the learned."""
+    learned = next(row for row in rows if row["name"] == "learned")
+    for row in rows:
+        better = row["top1"] > learned["top1"] and row["loss"] < learned["loss"]
+        if row["name"].startswith("ToMe") and better:
+            print(
+                f"warning: {row['name']} does better than the learned schedule at its "
+                f"cost, {row['top1']:.2f} against {learned['top1']:.2f} % right; "
+                "search longer, on more images, or use it instead",
+                file=sys.stderr,
+            )
