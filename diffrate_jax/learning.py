@@ -100,7 +100,7 @@ def learn_schedules(
         model: from `create_model`.
         params: its weights; they stay as they are.
         batches: see `learn_schedule`.
-        targets: budgets.
+        targets: one budget or more.
         recipe: how, and which mean and standard deviation bytes are normalised
             with: ImageNet's by default.
         workdir: folder of checkpoints and metrics; none are written by default.
@@ -116,21 +116,14 @@ def learn_schedules(
     """
     recipe = recipe or Recipe()
     model = searched(model, recipe)
-    if not targets:
-        raise UserError("a search needs a target; give one such as '60%'")
     wanted = [parse_budget(target, model) for target in targets]
     budgets = sorted(wanted, key=lambda budget: -budget.macs)
-    if workdir is not None:
-        claim(Path(workdir), identity(model, params, budgets, recipe), "search.json")
+    folder = None if workdir is None else Path(workdir)
+    if folder is not None:
+        claim(folder, identity(model, params, budgets, recipe), "search.json")
     held_out, stream = set_aside(model, recipe, batches)
-    loop = Loop(
-        what="search",
-        steps=recipe.steps * len(budgets),
-        workdir=None if workdir is None else Path(workdir),
-        checkpoint_every=checkpoint_every,
-        log_every=log_every,
-        describe=describe,
-    )
+    steps = recipe.steps * len(budgets)
+    loop = Loop("search", steps, folder, checkpoint_every, log_every, describe)
     state = loop.run(
         search_step(model, recipe, budgets),
         initial_state(model, recipe, budgets),
@@ -138,11 +131,8 @@ def learn_schedules(
         stream,
     )
     loss = held_out_loss(model, params, recipe, held_out) if held_out else None
-    results = {
-        budget: found(model, recipe, budget, state, i, loss)
-        for i, budget in enumerate(budgets)
-    }
-    return [results[budget] for budget in wanted]
+    results = [found(model, recipe, *b, state, loss) for b in enumerate(budgets)]
+    return [results[budgets.index(budget)] for budget in wanted]
 
 
 def searched(model: ViT, recipe: Recipe) -> ViT:
@@ -207,9 +197,9 @@ def row(rows: Learned, index: int) -> Learned:
 def found(
     model: ViT,
     recipe: Recipe,
+    index: int,
     budget: Budget,
     state: SearchState,
-    index: int,
     loss: Loss | None,
 ) -> SearchResult:
     """Returns what the rates of one target stand for, brought to its budget."""
