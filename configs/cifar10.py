@@ -10,7 +10,7 @@ from configs import base
 
 
 def get_config() -> ConfigDict:
-    """Returns a search of 500 steps of 32 images, horizontal flips only."""
+    """Returns a search of 300 steps of 32 images, horizontal flips only."""
     config = base.get_config()
     config.model = "vit"
     fields = {"image_size": 32, "patch_size": 4, "width": 128, "depth": 8}
@@ -18,5 +18,5 @@ def get_config() -> ConfigDict:
     config.dataset, config.eval_split = "cifar10", "test"
     config.resize, config.crop = 32, "none"
     config.target = "50%"
-    config.steps, config.batch_size = 500, 32
+    config.steps, config.batch_size = 300, 32
     return config

@@ -70,6 +70,25 @@ class Gathered:
         return tk.fold(destination, source, assignment_BSK, weights)
 
 
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One operation of one block in the masked form.
+
+    Attributes:
+        name: "prune" or "merge".
+        block: number of the block.
+        kept_L: what the operation keeps in each block.
+        last: tokens that live before it.
+        geometry: of the model.
+    """
+
+    name: str
+    block: int
+    kept_L: Array
+    last: Array
+    geometry: Geometry
+
+
 @struct.dataclass
 class Masked:
     """Compression at fixed shapes, by rates that carry gradients or by any counts.
@@ -138,44 +157,41 @@ class Masked:
         # All examples lose equally many tokens, so one count speaks for the batch.
         last = jnp.sum(jax.lax.stop_gradient(alive_BN[0]))
         middle = last
+        can_go_BN = (prefix <= rank_BN) & (rank_BN < last) & jnp.isfinite(score_BN)
         if kept.prune is not None:
-            mask_BN = self._mask("prune", block, rank_BN, kept.prune, last, geometry)
+            now = Operation("prune", block, kept.prune, last, geometry)
+            mask_BN = self._mask(now, rank_BN, can_go_BN)
             alive_BN = alive_BN * mask_BN.astype(alive_BN.dtype)
             middle = jnp.minimum(last, jax.lax.stop_gradient(kept.prune[block]))
-        mask_BN = self._mask("merge", block, rank_BN, kept.merge, middle, geometry)
+            can_go_BN &= rank_BN < middle
+        now = Operation("merge", block, kept.merge, middle, geometry)
+        mask_BN = self._mask(now, rank_BN, can_go_BN)
         end = jnp.minimum(middle, jax.lax.stop_gradient(kept.merge[block]))
         goes_BN = (end <= rank_BN) & (rank_BN < middle)
         stays_BN = (prefix <= rank_BN) & (rank_BN < end)
         gone_BN = goes_BN.astype(mask_BN.dtype)
-        if rule.folds_gradient:
+        if rule.folds_gradient or isinstance(self.counts, Located):
             # The dead were folded before, and what no rule gives up never is.
-            can_go_BN = (goes_BN | stays_BN) & jnp.isfinite(score_BN)
             mask_BN = jnp.where(can_go_BN, mask_BN, 1.0)
             gone_BN = 1.0 - mask_BN
         tokens = self._merge(tokens, pairs, stays_BN, goes_BN, gone_BN)
         return tokens.replace(alive=alive_BN * mask_BN.astype(alive_BN.dtype))
 
-    def _mask(
-        self,
-        operation: str,
-        block: int,
-        rank_BN: Array,
-        kept_L: Array,
-        last: Array,
-        geometry: Geometry,
-    ) -> Array:
+    def _mask(self, now: Operation, rank_BN: Array, can_go_BN: Array) -> Array:
         """Returns the exact 0/1 mask [B, N] with the survival's gradient."""
-        kept = jax.lax.stop_gradient(kept_L[block])
-        dies_BN = (kept <= rank_BN) & (rank_BN < last)
+        kept = jax.lax.stop_gradient(now.kept_L[now.block])
+        dies_BN = (kept <= rank_BN) & (rank_BN < now.last)
         hard_BN = jnp.where(dies_BN, 0.0, 1.0)
         if isinstance(self.counts, Kept):
             return hard_BN
-        soft_BN = self.counts.survival(operation, block, rank_BN, geometry)
+        soft_BN = self.counts.survival(
+            now.name, now.block, rank_BN, now.geometry, can_go_BN
+        )
         straight_BN = hard_BN + (soft_BN - jax.lax.stop_gradient(soft_BN))
         if isinstance(self.counts, Located):
             return straight_BN
         # The published rule: what removes nothing gives its mask no gradient.
-        return jnp.where(kept < last, straight_BN, 1.0)
+        return jnp.where(kept < now.last, straight_BN, 1.0)
 
     def _merge(
         self,

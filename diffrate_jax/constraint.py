@@ -32,8 +32,8 @@ def on_budget(
     value_L: Array,
     cost: Callable[[Array], Array],
     budget: Array,
-    least: float,
-    most: float,
+    bounds: tuple[float, float],
+    lift: Callable[[Array], Array],
 ) -> Array:
     """Returns the nearest falling sequence within bounds that costs at most `budget`.
 
@@ -43,16 +43,17 @@ def on_budget(
         value_L: expected counts.
         cost: of a falling sequence; rises with every member.
         budget: what it may cost.
-        least: lower bound of a member.
-        most: upper bound of a member.
+        bounds: of all members.
+        lift: raises members to the least that can be reached from those before.
     """
+    least, most = bounds
     falling_L = falling(value_L)
 
     def shifted(shift: Array) -> Array:
-        return jnp.clip(falling_L - shift, least, most)
+        return lift(jnp.clip(falling_L - shift, least, most))
 
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds
+    def halve(_: int, shifts: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = shifts
         middle = (low + high) / 2
         too_dear = cost(shifted(middle)) > budget
         return jnp.where(too_dear, middle, low), jnp.where(too_dear, high, middle)

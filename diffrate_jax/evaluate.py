@@ -10,6 +10,7 @@ Examples:
 --config     recipe; any field of it can be set with --config.field=value
 --workdir    folder for evaluation.json
 --schedule   none (default), published:2.9, tome:8, uniform:60% or a path
+--against    more of these, separated by commas, each perhaps with a name: mine=a.json
 --baselines  also evaluate the dense model and every baseline at the schedule's cost
 """
 
@@ -23,8 +24,9 @@ from ml_collections import ConfigDict
 
 from diffrate_jax import cli
 from diffrate_jax.baselines import baselines, parse_compression, schedule_of
+from diffrate_jax.errors import UserError
 from diffrate_jax.files import write_json
-from diffrate_jax.models.vit import Compression
+from diffrate_jax.models.vit import Compression, ViT
 from diffrate_jax.recipes import model_of
 from diffrate_jax.runs import cost_of, run_evaluation
 from diffrate_jax.schedule import Schedule
@@ -35,6 +37,7 @@ from diffrate_jax.workdir import make_folder
 def define(values: flags.FlagValues) -> None:
     """Adds this program's own flags."""
     flags.DEFINE_string("schedule", "none", "What is in place.", flag_values=values)
+    flags.DEFINE_string("against", "", "What else to evaluate.", flag_values=values)
     flags.DEFINE_bool(
         "baselines", default=False, help="Compare at equal cost.", flag_values=values
     )
@@ -48,7 +51,7 @@ def evaluate(
     model = model_of(config)
     compression = parse_compression(values.schedule, model, config.model)
     name, target = named(values.schedule, compression)
-    cases = {name: compression}
+    cases = {name: compression} | others(values.against, model, config.model)
     if values.baselines:
         macs = cost_of(model, compression)
         rule = schedule_of(compression, model.geometry).rule
@@ -57,6 +60,25 @@ def evaluate(
     record = run_evaluation(config, cases, command, target)
     write_json(workdir / "evaluation.json", record)
     print(evaluation_table(record))
+
+
+def others(text: str, model: ViT, preset: str) -> dict[str, Compression | None]:
+    """Returns what `--against` names, by its names.
+
+    Raises:
+        UserError: the same name twice, or something that is no schedule.
+    """
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, _, source = part.rpartition("=")
+        name = name or source
+        if name in found:
+            raise UserError(
+                f"--against needs a name for each schedule, got {name!r} twice; write "
+                "NAME=SCHEDULE"
+            )
+        found[name] = parse_compression(source, model, preset)
+    return found
 
 
 def named(text: str, compression: Compression | None) -> tuple[str, str | None]:

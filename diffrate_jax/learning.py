@@ -97,12 +97,9 @@ def learn_schedules(
     Each search starts from what the one before it learned; they share one compilation.
 
     Args:
-        model: from `create_model`.
-        params: its weights; they stay as they are.
-        batches: see `learn_schedule`.
-        targets: one budget or more.
-        recipe: how, and which mean and standard deviation bytes are normalised
-            with: ImageNet's by default.
+        model, params, batches: see `learn_schedule`.
+        targets: budgets.
+        recipe: how, and how bytes are normalised: as ImageNet's by default.
         workdir: folder of checkpoints and metrics; none are written by default.
         checkpoint_every: steps between checkpoints.
         log_every: steps between lines of metrics.

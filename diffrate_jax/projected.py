@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import struct
 
-from diffrate_jax.compress import Masked
+from diffrate_jax.compress import Masked, feasible
 from diffrate_jax.constraint import on_budget
 from diffrate_jax.cost import HasCost, cost_macs
 from diffrate_jax.rates import Kept, Located
@@ -94,8 +94,8 @@ class Projected:
             scale, jnp.finfo(jnp.float32).tiny
         )
         moved_M = expected_M - self._tokens_per_step(share) * direction_M
-        most = self._geometry.num_patches - HALF
-        moved_M = on_budget(moved_M, self._cost, budget, HALF, most)
+        bounds = (HALF, self._geometry.num_patches - HALF)
+        moved_M = on_budget(moved_M, self._cost, budget, bounds, self._lift)
         return moved_M, Motion(average_M, square, count)
 
     def _tokens_per_step(self, share: Array) -> Array:
@@ -113,6 +113,16 @@ class Projected:
         """
         merge_L = self._by_block(expected_M)[-1] + HALF + self._geometry.prefix_tokens
         return cost_macs(self._model, Kept(None, merge_L))
+
+    def _lift(self, expected_M: Array) -> Array:
+        """Raises counts to the fewest that the rule can leave."""
+        rule = rule_of(self._recipe.rule)
+        if rule.prunes:
+            return expected_M
+        offset = HALF + self._geometry.prefix_tokens
+        merge_L = self._by_block(expected_M)[-1] + offset
+        lifted = feasible(Kept(None, merge_L), rule, self._geometry)
+        return lifted.merge[self._free] - offset
 
     def _by_block(self, expected_M: Array) -> Array:
         """Returns expected counts [operations, L]; blocks that do nothing: all."""

@@ -65,26 +65,31 @@ class Rates:
         )
 
     def survival(
-        self, operation: str, block: int, rank_BN: Array, geometry: Geometry
+        self,
+        operation: str,
+        block: int,
+        rank_BN: Array,
+        geometry: Geometry,
+        can_go_BN: Array,
     ) -> Array:
         """Returns the probability [B, N] that the token of a rank survives a block."""
+        del can_go_BN  # The published probability asks no token whether it can go.
         logits_R = getattr(self, operation)[block]
         return survival(logits_R, rank_BN, geometry, self.granularity)
 
 
 @struct.dataclass
 class Located:
-    """Rates with one number per block: where survival falls from 1 to 0.
+    """Rates with one number per block: the expected count itself.
 
-    The candidates' probabilities are those of a logistic distribution around an
-    expected number of patches. A narrow one makes the gradient that of the tokens next
-    in line to go or to stay, which is what one token more or less means; uniform logits
-    spread it over all tokens alike.
+    One token more is shared among the tokens next in line to go or to stay, by a
+    logistic density of their distance from the line. So the gradient is that of one
+    token more or less; uniform logits spread it over all tokens alike.
 
     Attributes:
         prune: expected patches kept after pruning [L]; None for rules that only merge.
         merge: expected patches kept after merging [L].
-        spread: scale of the distribution, in tokens.
+        spread: scale of the density, in tokens.
     """
 
     prune: Array | None
@@ -116,12 +121,25 @@ class Located:
         return Kept(counts(self.prune), counts(self.merge))
 
     def survival(
-        self, operation: str, block: int, rank_BN: Array, geometry: Geometry
+        self,
+        operation: str,
+        block: int,
+        rank_BN: Array,
+        geometry: Geometry,
+        can_go_BN: Array,
     ) -> Array:
-        """Returns the probability [B, N] that the token of a rank survives a block."""
+        """Returns what is differentiated for survival [B, N]; its value means nothing.
+
+        The shares of an example's tokens add up to one, so that near the ends, where
+        few tokens can go or come back, a token counts as much as elsewhere.
+        """
         expected = getattr(self, operation)[block]
-        distance_BN = expected - (rank_BN - geometry.prefix_tokens)
-        return jax.nn.sigmoid(distance_BN / self.spread)
+        distance_BN = (expected - (rank_BN - geometry.prefix_tokens)) / self.spread
+        near_BN = jax.nn.sigmoid(distance_BN) * jax.nn.sigmoid(-distance_BN)
+        near_BN = jax.lax.stop_gradient(jnp.where(can_go_BN, near_BN, 0.0))
+        total_B1 = jnp.sum(near_BN, axis=1, keepdims=True)
+        tiny = jnp.finfo(near_BN.dtype).tiny
+        return expected * near_BN / jnp.maximum(total_B1, tiny)
 
 
 def zero_rates(

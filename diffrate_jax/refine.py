@@ -21,7 +21,7 @@ from diffrate_jax.recipe import Recipe
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Array
 
-ROUNDS, TRIED = 4, 4
+ROUNDS, TRIED, SURE = 4, 4, 2
 # From a schedule to each held-out image's loss [n].
 Loss = Callable[[Schedule], np.ndarray]
 
@@ -89,7 +89,7 @@ def refine(schedule: Schedule, model: HasCost, macs: float, loss: Loss) -> Refin
 
     In each round every block is tried with one token more and one fewer; the pairs that
     promise most are then measured, and the best is taken if its gain over all images is
-    larger than its standard error.
+    larger than SURE standard errors.
 
     Args:
         schedule: costs at most `macs`.
@@ -158,7 +158,7 @@ def best_move(
         then_n = loss(candidate)
         change = float((then_n - now_n).mean())
         error = float((then_n - now_n).std() / np.sqrt(len(now_n)))
-        if change < -error and (best is None or change < best[2]["loss"]):
+        if change < -SURE * error and (best is None or change < best[2]["loss"]):
             move = {"more": more, "fewer": fewer, "loss": change}
             best = candidate, then_n, move | {"standard_error": error}
     return best
