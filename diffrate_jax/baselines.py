@@ -129,18 +129,18 @@ def uniform_schedules(
     model: HasCost, constant: ToMe | None, rule: str
 ) -> dict[str, Compression | None]:
     """Returns pruning alone, merging alone and a rule at ToMe's constant counts."""
-    named = f"{rule} constant"
+    rules = {"merge only": "diffrate"}
+    if rule != "diffrate":
+        rules[f"{rule} constant"] = rule
     if constant is None:
-        return {"prune only": None, "merge only": None, named: None}
+        return dict.fromkeys(["prune only", *rules])
     counts = constant.schedule(model.geometry).merge
     dense = Schedule.dense(model.geometry).merge
-    found = {
-        "prune only": Gathered(Schedule(counts, dense)),
-        "merge only": Gathered(Schedule(None, counts)),
+    merged = {
+        name: Gathered(Schedule(None, counts, rule=rule))
+        for name, rule in rules.items()
     }
-    if rule != found["merge only"].schedule.rule:
-        found[named] = Gathered(Schedule(None, counts, rule=rule))
-    return found
+    return {"prune only": Gathered(Schedule(counts, dense))} | merged
 
 
 def constant_removals(model: HasCost) -> Iterator[tuple[int, ...]]:

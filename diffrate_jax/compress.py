@@ -225,8 +225,11 @@ class Masked:
         scaled_BN = rule.source_size(size_BN, closeness_BN)
         if self.reference:
             scaled_BN = jnp.maximum(size_BN * closeness_BN, 1.0)
-        tokens = tokens.replace(size=jnp.where(goes_BN, scaled_BN, size_BN))
-        return tk.fold(tokens, tokens, assignment_BNK, weights)
+        source = tokens.replace(size=scaled_BN)
+        if not isinstance(self.counts, Located):
+            # The published rule: a dead source keeps its scaled size.
+            tokens = tokens.replace(size=jnp.where(goes_BN, scaled_BN, size_BN))
+        return tk.fold(tokens, source, assignment_BNK, weights)
 
 
 class Pairs:

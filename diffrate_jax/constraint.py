@@ -35,22 +35,27 @@ def on_budget(
     bounds: tuple[float, float],
     lift: Callable[[Array], Array],
 ) -> Array:
-    """Returns the nearest falling sequence within bounds that costs at most `budget`.
+    """Returns a falling sequence within bounds that costs at most `budget`.
 
-    All members are shifted alike; the shift is found by bisection.
+    Members are shifted in proportion to their prices, so that a step along the gradient
+    which ends here rests only where all members earn the same for what they cost; how
+    far is found by bisection.
 
     Args:
         value_L: expected counts.
-        cost: of a falling sequence; rises with every member.
+        cost: of a falling sequence; no member lowers it.
         budget: what it may cost.
         bounds: of all members.
         lift: raises members to the least that can be reached from those before.
     """
     least, most = bounds
-    falling_L = falling(value_L)
+    price_L = jax.grad(cost)(jnp.clip(falling(value_L), least, most))
+    price_L /= jnp.max(price_L)
+    # Cheap members shift slowly: far enough for the cheapest to meet its bound.
+    cheapest = jnp.min(jnp.where(price_L > 0, price_L, 1.0))
 
     def shifted(shift: Array) -> Array:
-        return lift(jnp.clip(falling_L - shift, least, most))
+        return lift(jnp.clip(falling(value_L - shift * price_L), least, most))
 
     def halve(_: int, shifts: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = shifts
@@ -58,6 +63,6 @@ def on_budget(
         too_dear = cost(shifted(middle)) > budget
         return jnp.where(too_dear, middle, low), jnp.where(too_dear, high, middle)
 
-    reach = jnp.float32(2 * (most - least))
+    reach = 2 * (most - least) / cheapest
     _, high = jax.lax.fori_loop(0, BISECTIONS, halve, (-reach, reach))
     return shifted(high)

@@ -26,6 +26,7 @@ from diffrate_jax.loop import Loop, Values
 from diffrate_jax.models import Params, architecture
 from diffrate_jax.models.vit import ViT
 from diffrate_jax.objective import MATCH_DENSE
+from diffrate_jax.rates import candidate_counts
 from diffrate_jax.recipe import Recipe
 from diffrate_jax.refine import Loss, Refined, held_out_loss, refine
 from diffrate_jax.schedule import Schedule
@@ -42,7 +43,7 @@ class SearchResult:
     Attributes:
         schedule: costs at most the target.
         learned: the counts as they were learned, before the last tokens were moved.
-        rates: what was learned (`rates.Rates` or `rates.Located`).
+        rates: what was learned: `rates.Rates`, or expected counts [M] (`projected`).
         macs: cost of `schedule`.
         refined: what moving the last tokens came to; None if none were to be moved.
         settled: whether no count moved by more than a token in the last tenth.
@@ -97,8 +98,7 @@ def learn_schedules(
     Each search starts from what the one before it learned; they share one compilation.
 
     Args:
-        model, params, batches: see `learn_schedule`.
-        targets: budgets.
+        model, params, batches, targets: see `learn_schedule`; several targets.
         recipe: how, and how bytes are normalised: as ImageNet's by default.
         workdir: folder of checkpoints and metrics; none are written by default.
         checkpoint_every: steps between checkpoints.
@@ -115,6 +115,7 @@ def learn_schedules(
     model = searched(model, recipe)
     wanted = [parse_budget(target, model) for target in targets]
     budgets = sorted(wanted, key=lambda budget: -budget.macs)
+    candidate_counts(model.geometry.num_patches, recipe.granularity)
     folder = None if workdir is None else Path(workdir)
     if folder is not None:
         claim(folder, identity(model, params, budgets, recipe), "search.json")
@@ -149,6 +150,8 @@ def set_aside(
     """
     labels = recipe.objective != MATCH_DENSE
     fits = lambda stream: checked(model, stream, labels=labels)  # noqa: E731
+    if callable(batches) and not recipe.refine_images:
+        return [], lambda start: fits(batches(start))
     first = iter(fits(batches(0) if callable(batches) else iter(batches)))
     held_out, images = [], 0
     while images < recipe.refine_images:

@@ -6,7 +6,7 @@ import optax
 
 from diffrate_jax.compress import Masked
 from diffrate_jax.cost import HasCost, cost_macs
-from diffrate_jax.rates import Rates, candidate_counts, zero_rates
+from diffrate_jax.rates import CEILING_SLACK, Rates, candidate_counts, zero_rates
 from diffrate_jax.recipe import Recipe
 from diffrate_jax.rules import rule_of
 from diffrate_jax.schedule import Schedule
@@ -14,12 +14,12 @@ from diffrate_jax.shapes import Array
 
 # The published penalty was set for DeiT-S, whose dense cost is 4.6 GMACs.
 PUBLISHED_DENSE_GMACS = 4.6
-# Just enough above the least candidate that its probability still has a gradient.
-INSIDE = 0.01
+# So far above the least candidate that the ceiling still takes it for an integer.
+INSIDE = CEILING_SLACK / 2
 
 
 class Penalised:
-    """Moves rate logits; see `learning.Method` (DiffRate, section 4.1)."""
+    """Moves rate logits; see `descent.Method` (DiffRate, section 4.1)."""
 
     def __init__(self, model: HasCost, recipe: Recipe) -> None:
         self._model, self._recipe = model, recipe
@@ -48,7 +48,7 @@ class Penalised:
             wanted_L = np.array(kept) - geometry.prefix_tokens - 0.5
             return jnp.stack([tilted(candidates_R, wanted) for wanted in wanted_L])
 
-        prune_LR = logits(running.prune or running.merge) if prune else None
+        prune_LR = logits(running.before_merging(geometry)) if prune else None
         return rates.replace(prune=prune_LR, merge=logits(running.merge))
 
     def fresh(self, rates: Rates) -> optax.OptState:

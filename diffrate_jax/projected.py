@@ -3,8 +3,8 @@
 The marginal value of a token is the gradient of the objective by a block's expected
 count, taken over the few tokens next in line (`rates.Located`). At the best schedule
 all blocks earn the same per multiply-accumulate. So the gradient loses its component
-along that of the cost, and what rounding is left is taken back by shifting all counts
-alike: the budget holds at every step and no penalty has to be weighed.
+along that of the cost, and what rounding leaves over is taken back by shifting counts
+by their prices: the budget holds at every step and no penalty has to be weighed.
 """
 
 import jax
@@ -37,7 +37,7 @@ class Motion:
 
 
 class Projected:
-    """Moves expected counts; see `learning.Method`.
+    """Moves expected counts; see `descent.Method`.
 
     The M expected counts stand in the order of execution: for each block that may
     compress that after pruning, if the rule prunes, and that after merging.
@@ -53,7 +53,7 @@ class Projected:
         """Returns expected counts [M] that stand for exactly a schedule's counts."""
         running = schedule.feasible(self._geometry)
         merge = np.array(running.merge, np.float32)[self._free]
-        prune = np.array(running.prune or running.merge, np.float32)[self._free]
+        prune = np.array(running.before_merging(self._geometry), np.float32)[self._free]
         rows = (prune, merge) if self._per_block == 2 else (merge,)
         kept_M = np.stack(rows, axis=1).reshape(-1)
         return jnp.asarray(kept_M - self._geometry.prefix_tokens - HALF)
@@ -128,7 +128,7 @@ class Projected:
         """Returns expected counts [operations, L]; blocks that do nothing: all."""
         rows_PF = expected_M.reshape(-1, self._per_block).T
         every = self._geometry.num_patches - HALF
-        every_PL = jnp.full((self._per_block, self._geometry.depth), every)
+        every_PL = jnp.full((self._per_block, self._geometry.depth), every, jnp.float32)
         return every_PL.at[:, self._free].set(rows_PF)
 
 

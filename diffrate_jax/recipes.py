@@ -36,6 +36,7 @@ RANGES = {
     "clip_norm": (1e-12, inf),
     "drop_path": (0, 0.99),
     "penalty": (0, inf),
+    "granularity": (1, inf),
     "refine_images": (0, inf),
     "compare_images": (0, inf),
     "tighten": (0, 0.99),

@@ -93,6 +93,10 @@ class Schedule:
             tokens = rows[-1][2]
         return tuple(rows)
 
+    def before_merging(self, geometry: Geometry) -> tuple[int, ...]:
+        """Returns the tokens of each block that pruning leaves for merging."""
+        return tuple(middle for _, middle, _ in self.steps(geometry.num_tokens))
+
     def canonical(self, num_tokens: int | None = None) -> "Schedule":
         """Returns the same execution written with counts that really occur."""
         first = self.merge if self.prune is None else self.prune

@@ -24,8 +24,14 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from diffrate_jax import cli
-from diffrate_jax.files import write_json
-from diffrate_jax.searching import COMPARISON, compare, run_search, schedule_file
+from diffrate_jax.files import read_json, write_json
+from diffrate_jax.searching import (
+    COMPARISON,
+    compare,
+    run_search,
+    schedule_file,
+    warn_if_beaten,
+)
 from diffrate_jax.tables import evaluation_table, search_table, summary
 
 
@@ -34,16 +40,17 @@ def search(
 ) -> None:
     """Runs the search, prints what it found and how that compares."""
     schedules = run_search(config, workdir)
-    alone = len(schedules) == 1
-    comparisons = []
-    for schedule in schedules:
-        path = workdir / schedule_file(schedule.provenance["target"], alone=alone)
+    if not (workdir / COMPARISON).exists():
+        records = [compare(config, schedule, command) for schedule in schedules]
+        write_json(workdir / COMPARISON, {"comparisons": records})
+    records = read_json(workdir / COMPARISON)["comparisons"]
+    for schedule, record in zip(schedules, records, strict=True):
+        target = schedule.provenance["target"]
+        path = workdir / schedule_file(target, alone=len(schedules) == 1)
         print(f"\n{search_table(schedule)}\n{summary(schedule)}: {path}")
-        if config.compare_images:
-            record = compare(config, schedule, config.compare_images, command)
-            print(f"\n{evaluation_table(record)}", flush=True)
-            comparisons.append(record)
-    write_json(workdir / COMPARISON, {"comparisons": comparisons})
+        if record["rows"]:
+            print(f"\n{evaluation_table(record)}")
+            warn_if_beaten(record["rows"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

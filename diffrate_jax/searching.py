@@ -19,8 +19,8 @@ from diffrate_jax.data.held_out import HeldOut
 from diffrate_jax.evaluation import Evaluator, score_row
 from diffrate_jax.files import Json, digest, write_json
 from diffrate_jax.learning import SearchResult, learn_schedules
-from diffrate_jax.models import Params
 from diffrate_jax.models.vit import ViT
+from diffrate_jax.rates import candidate_counts
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.version import __version__
 from diffrate_jax.workdir import claim
@@ -39,10 +39,14 @@ def run_search(config: ConfigDict, workdir: Path) -> list[Schedule]:
     for target in targets:
         parse_budget(target, model)
     recipe = recipes.search_recipe(config, model)
+    candidate_counts(model.geometry.num_patches, recipe.granularity)
     params = recipes.params_of(config, model)
     batches = recipes.batches_of(config, recipes.dataset_of(config, model))
     run = {"program": "search", "weights_sha256": digest(config.weights)}
     claim(workdir, config.to_dict() | run)
+    files = [schedule_file(target, alone=len(targets) == 1) for target in targets]
+    if all((workdir / file).exists() for file in files):
+        return [Schedule.load(workdir / file) for file in files]
     results = learn_schedules(
         model,
         params,
@@ -54,10 +58,10 @@ def run_search(config: ConfigDict, workdir: Path) -> list[Schedule]:
         log_every=config.log_every,
     )
     schedules = [described(config, result) for result in results]
-    for target, schedule in zip(targets, schedules, strict=True):
-        schedule.save(workdir / schedule_file(target, alone=len(targets) == 1))
     if len(targets) > 1:
         write_json(workdir / PARETO, pareto(targets, schedules))
+    for file, schedule in zip(files, schedules, strict=True):
+        schedule.save(workdir / file)
     return schedules
 
 
@@ -99,9 +103,7 @@ def pareto(targets: list[str], schedules: list[Schedule]) -> dict[str, Json]:
     return {"kind": "pareto", "rows": sorted(rows, key=lambda row: -row["macs"])}
 
 
-def compare(
-    config: ConfigDict, schedule: Schedule, images: int, command: str
-) -> dict[str, Json]:
+def compare(config: ConfigDict, schedule: Schedule, command: str) -> dict[str, Json]:
     """Compares a schedule with the hand-made ones at its cost, on training images.
 
     The images follow in the training stream on the last that the search saw.
@@ -109,38 +111,35 @@ def compare(
     Args:
         config: of the search.
         schedule: that it found.
-        images: how many to compare on.
         command: that gives these figures.
     """
-    model = recipes.model_of(config)
-    params = recipes.params_of(config, model)
-    macs = cost_macs(model, schedule)
-    cases = {"dense": None, "learned": Gathered(schedule)}
-    cases |= hand_made(model, macs, schedule.rule)
-    evaluator = evaluator_of(config, model, params, images)
-    rows = [
-        score_row(name, model, case, evaluator.score(case, name)) | {"target": None}
-        for name, case in cases.items()
-    ]
-    warn_if_beaten(rows)
+    rows = []
+    if config.compare_images:
+        model = recipes.model_of(config)
+        cases = {"dense": None, "learned": Gathered(schedule)}
+        cases |= hand_made(model, cost_macs(model, schedule), schedule.rule)
+        evaluator = evaluator_of(config, model)
+        rows = [
+            score_row(name, model, case, evaluator.score(case, name))
+            for name, case in cases.items()
+        ]
     return {
         "kind": "comparison",
         "command": command,
         "environment": cli.environment(),
         "dataset": config.dataset,
-        "split": f"{config.train_split}, {images} images",
+        "split": f"{config.train_split}, {config.compare_images} images",
         "rows": rows,
     }
 
 
-def evaluator_of(
-    config: ConfigDict, model: ViT, params: Params, images: int
-) -> Evaluator:
+def evaluator_of(config: ConfigDict, model: ViT) -> Evaluator:
     """Returns what evaluates schedules on the next images of the training stream."""
+    params = recipes.params_of(config, model)
     dataset = recipes.dataset_of(config, model)
     used = config.steps * len(recipes.targets_of(config))
     used += -(-config.refine_images // config.batch_size)
-    count = -(-images // config.batch_size)
+    count = -(-config.compare_images // config.batch_size)
     return Evaluator(
         model,
         params,

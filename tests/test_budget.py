@@ -7,8 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import diffrate_jax as dr
-from diffrate_jax.baselines import baselines, parse_compression, uniform
-from diffrate_jax.budget import fit_to_budget, parse_budget, smallest_schedule
+from diffrate_jax.baselines import baselines, hand_made, parse_compression
+from diffrate_jax.budget import (
+    fit_to_budget,
+    parse_budget,
+    smallest_schedule,
+    uniform,
+)
 from diffrate_jax.models.vit import ViT
 
 DEIT = "deit_small_patch16_224"
@@ -148,7 +153,7 @@ def found() -> dict:
 
 def test_baselines_cost_as_much_and_at_most_one_percent_more(found):
     model = dr.create_model(DEIT)
-    assert len(found) == 4 + 5
+    assert len(found) == 5 + 5
     for name, run in found.items():
         schedule = dr.Schedule.from_kept(run.kept(model.geometry))
         assert 1 <= dr.cost_macs(model, schedule) / 2.9e9 <= 1.01, name
@@ -158,7 +163,20 @@ def test_baselines_cost_as_much_and_at_most_one_percent_more(found):
     falling = found["ToMe decreasing"].r
     assert list(falling) == sorted(falling, reverse=True)
     assert falling[-1] == 0 < falling[0]
+    rising = found["ToMe increasing"].r
+    assert list(rising) == sorted(rising)
+    assert rising[0] == 0 < rising[-1]
     assert max(found["ToMe constant"].r) - min(found["ToMe constant"].r) <= 1
+
+
+@pytest.mark.parametrize("rule", ["redundancy", "tome"])
+def test_a_rule_runs_at_the_constant_counts_too(found, rule: str):
+    """DiffRate's own does already, as "merge only"."""
+    others = hand_made(dr.create_model(DEIT), 2_900_000_000, rule)
+    schedule = others.pop(f"{rule} constant").schedule
+    assert schedule == dr.Schedule(None, found["merge only"].schedule.merge, rule=rule)
+    drawn = {name: run for name, run in found.items() if name.startswith("random")}
+    assert others | drawn == found
 
 
 def test_random_baselines_differ_and_repeat_with_the_seed(found):

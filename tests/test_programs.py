@@ -1,5 +1,6 @@
 """The programs as a user meets them: what they write, and what they refuse."""
 
+import dataclasses
 import html.parser
 import json
 import os
@@ -26,9 +27,12 @@ from diffrate_jax import (
     report,
     runs,
     search,
+    searching,
 )
+from diffrate_jax.baselines import hand_made
 from diffrate_jax.files import read_json
 from diffrate_jax.metrics import read_metrics
+from diffrate_jax.recipe import Recipe
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.version import __version__
 
@@ -50,7 +54,7 @@ def get_config():
     config = quickstart.get_config()
     config.model_fields.update(depth=2, width=12)
     config.dataset = "arrays:{data}"
-    config.target = "92%"
+    config.target, config.refine_images = "92%", 16
     config.steps, config.batch_size, config.eval_batch_size = 4, 8, 8
     config.checkpoint_every, config.log_every, config.cpu_devices = 2, 1, 0
     return config
@@ -145,9 +149,61 @@ def test_same_search_again_prints_the_same_at_once(trained, capsys):
     assert time.monotonic() - began < 5
     assert printed[0] == printed[1]
     assert re.search(
-        r"GMACs, \d\d\.\d% of dense, target 92%: .*schedule.json", printed[0]
+        r"GMACs, \d\d\.\d% of dense, target 92%; (settled|still moving: .*); "
+        r"\d moves of single tokens: .*schedule.json\n",
+        printed[0],
     )
     assert trained["schedule"].read_bytes() == before
+
+
+def test_a_search_of_several_targets(paths, capsys, monkeypatch):
+    """A schedule for each, the front they make, and how they compare at their cost."""
+
+    def constant(*args) -> dict:
+        # All others are compiled and compared where baselines are evaluated.
+        return {"ToMe constant": hand_made(*args)["ToMe constant"]}
+
+    monkeypatch.setattr(searching, "hand_made", constant)
+    targets = ["92%", "85%"]
+    text = f"{SEARCH} --config.compare_images=16"
+    assert run(f"{text} --config.targets=\"('92%','85%')\"", paths) == 0
+    folder = paths["work"]
+    found = [Schedule.load(folder / f"schedule_{target}.json") for target in targets]
+    assert not (folder / "schedule.json").exists()
+    front = read_json(folder / "pareto.json")
+    assert front["kind"] == "pareto"
+    compared = read_json(folder / "comparison.json")["comparisons"]
+    cases = zip(targets, found, front["rows"], compared, strict=True)
+    for target, schedule, row, record in cases:
+        told = schedule.provenance
+        share = float(target[:-1]) / 100
+        assert 0.995 * share <= told["macs"] / told["dense_macs"] <= share
+        assert row["fraction"] == told["macs"] / told["dense_macs"]
+        named = [row["target"], row["file"], row["rule"]]
+        assert named == [target, f"schedule_{target}.json", "redundancy"]
+        assert row["prune"] is None
+        assert tuple(row["merge"]) == schedule.merge
+        assert np.isfinite(row["held_out_loss"])
+        check_comparison(record, schedule)
+    printed = capsys.readouterr().out
+    assert printed.count("ToMe constant") == 2
+    for target in targets:
+        assert re.search(f"target {target}; .*/schedule_{target}.json\n", printed)
+    steps, kept = logged_and_kept(folder)
+    assert (steps, kept[-1]) == (list(range(1, 9)), "8")
+
+
+def check_comparison(record: dict, schedule: Schedule) -> None:
+    """Checks that a schedule was compared with hand-made ones at its cost."""
+    rows = {row["name"]: row for row in record["rows"]}
+    assert list(rows) == ["dense", "learned", "ToMe constant"]
+    assert rows["learned"]["merge"] == list(schedule.merge)
+    assert rows.pop("dense")["fraction"] == 1
+    for row in rows.values():
+        assert row["count"] == len(row["correct"]) == 16
+        assert 1 <= row["macs"] / schedule.provenance["macs"] <= 1.01
+    assert record["command"].startswith("python -m diffrate_jax.search --config=")
+    assert record["split"] == "train, 16 images"
 
 
 def test_finetune_with_a_schedule_in_place(paths, capsys):
@@ -168,8 +224,9 @@ def test_evaluate_counts_every_image_and_compares_at_equal_cost(paths, capsys):
     learned = rows.pop("learned")
     assert learned["macs"] == Schedule.load(paths["schedule"]).provenance["macs"]
     drawn = [f"random {number}" for number in range(1, 6)]
-    tome = ["ToMe constant", "ToMe decreasing"]
-    assert list(rows) == ["dense", *tome, "prune only", "merge only", *drawn]
+    tome = ["ToMe constant", "ToMe decreasing", "ToMe increasing"]
+    alike = ["prune only", "merge only", "redundancy constant"]
+    assert list(rows) == ["dense", *tome, *alike, *drawn]
     for row in record["rows"]:
         assert row["count"] == len(row["correct"]) == NUM_TEST
         assert row["top1"] == pytest.approx(100 * row["correct"].count("1") / NUM_TEST)
@@ -178,7 +235,7 @@ def test_evaluate_counts_every_image_and_compares_at_equal_cost(paths, capsys):
         assert 1 <= row["macs"] / learned["macs"] <= 1.01
     assert record["command"].startswith("python -m diffrate_jax.evaluate --config=")
     printed = capsys.readouterr().out
-    assert all(name in printed for name in ["dense", *tome, "random, 5 draws"])
+    assert all(name in printed for name in ["dense", *tome, *alike, "random, 5 draws"])
 
 
 def test_benchmark_of_a_recipe(paths, capsys):
@@ -296,6 +353,9 @@ def test_every_field_of_the_configs_is_read_and_every_field_read_exists():
     sources = "".join(p.read_text() for p in (ROOT / "diffrate_jax").glob("*.py"))
     sources = sources.replace("jax.config.", "")
     read = set(re.findall(r"\bconfig\.([a-z]\w+)\b(?!\()", sources))
+    # Where a search gets all that its recipe holds, by name.
+    assert "{name: config[name] for name in names}" in sources
+    read |= {field.name for field in dataclasses.fields(Recipe)} - {"augment"}
     assert read - {"json", "name", "value", "key", "field"} == set(base.get_config())
 
 
@@ -313,7 +373,7 @@ REFUSED = {
     "search --config={wrong}/empty.py --workdir={work}": "get_config",
     "search --config={wrong}/typo.py --workdir={work}": "'tarject' mean 'target'?",
     "search --config={wrong}/bare.py --workdir={work}": "not set base.get_config()",
-    "search --config={wrong}/type.py --workdir={work}": "steps to 'ten' 3753",
+    "search --config={wrong}/type.py --workdir={work}": "steps to 'ten' 1000",
     "search --config={wrong}/depth.py --workdir={work}": "depth at least 1, got 'two'",
     "search --config --config": "no config file",
     f"{SEARCH} --config.tarject=50%": "'config.tarject' did you mean 'config.target'?",
@@ -332,10 +392,21 @@ REFUSED = {
     f"{SEARCH} --config.steps=0": "config.steps must be at least 1, got 0",
     f"{SEARCH} --config.log_every=0": "config.log_every at least 1",
     f"{SEARCH} --config.checkpoint_every=0": "config.checkpoint_every at least 1",
-    f"{SEARCH} --config.granularity=0": "granularity 1 64 0",
+    f"{SEARCH} --config.method=penalised --config.granularity=0": "granularity 1 64 0",
     f"{SEARCH} --config.drop_path=1": "config.drop_path 0 1",
     f"{SEARCH} --config.seed=-1": "config.seed -1",
     f"{SEARCH} --config.penalty_unit=flops": "relative gmacs 'flops'",
+    f"{SEARCH} --config.rule=nonsense": "unknown rule 'nonsense' redundancy tome",
+    f"{SEARCH} --config.rule=redundency": "'redundency' did you mean 'redundancy'?",
+    f"{SEARCH} --config.method=nonsense": "method 'nonsense' projected penalised",
+    f"{SEARCH} --config.objective=nonsense": "objective 'nonsense' match_dense",
+    f"{SEARCH} --config.blocks=nonsense": "blocks 'nonsense' all model",
+    f"{SEARCH} --config.start=nonsense": "uniform:60% file that exists 'nonsense'",
+    f"{SEARCH} --config.start={{wrong}}/short.json": "2 attention blocks for 1",
+    f"{SEARCH} --config.tighten=1": "config.tighten 0 1",
+    f"{SEARCH} --config.spread=0": "config.spread 0",
+    f"{SEARCH} --config.refine_images=-1": "config.refine_images at least 0, got -1",
+    f"{SEARCH} --config.compare_images=-1": "config.compare_images at least 0, got -1",
     f"{SEARCH} --config.label_smoothing=1": "label_smoothing 1.0",
     f"{SEARCH} --config.crop=centre": "unknown crop 'centre'",
     f"{FINETUNE} --config.warmup_steps=4": "warmup_steps fewer than the 4 steps",
@@ -353,6 +424,7 @@ REFUSED = {
     f"{SEARCH} --config.target=5%": "5% is out of reach between GMACs 100%",
     f"{SEARCH} --config.target=9": "9 is out of reach between GMACs",
     f"{SEARCH} --config.target=half": "'2.9' '60%' 'half'",
+    f"{SEARCH} --config.targets=\"('92%','5%')\"": "5% is out of reach between GMACs",
     f"{EVALUATE} --schedule=uniform:half": "'60%' 'half'",
     f"{EVALUATE} --schedule=tome:many": "'many'",
     f"{EVALUATE} --schedule=tome:-1": "-1",
@@ -366,7 +438,7 @@ REFUSED = {
     f"{EVALUATE} --schedule={{wrong}}/large.json": "2 and 65 tokens 66",
     f"{EVALUATE} --schedule={{wrong}}/text.json": "text.json is not JSON",
     f"{EVALUATE} --schedule={{wrong}}/other.json": "other.json is not a schedule",
-    f"{EVALUATE} --schedule={{wrong}}/newer.json": "version 2 reads version 1 update",
+    f"{EVALUATE} --schedule={{wrong}}/newer.json": "version 3 reads versions 2 update",
     f"{EVALUATE} --baselines=3": "baselines",
     f"{FINETUNE} --schedule={{wrong}}/zero.json": "positive integers, got 0",
     f"{BENCHMARK} --schedule={{wrong}}/zero.json": "positive integers, got 0",
@@ -463,7 +535,7 @@ def write_schedules(folder: Path) -> None:
         "large": [66, 5],
     }
     changes = {name: {"merge": merge} for name, merge in merges.items()}
-    changes["newer"] = {"merge": [65, 5], "version": 2}
+    changes["newer"] = {"merge": [65, 5], "version": 3}
     changes["other"] = {"merge": [65, 5], "format": "other"}
     for name, change in changes.items():
         (folder / f"{name}.json").write_text(json.dumps(good | change))
@@ -582,6 +654,6 @@ def check_quickstart(folder: Path) -> None:
     assert rows.pop("dense")["top1"] >= 97
     learned = rows.pop("learned")
     assert learned["fraction"] <= 0.6
-    assert len(rows) == 9
+    assert len(rows) == 11
     for row in rows.values():
         assert 1 <= row["macs"] / learned["macs"] <= 1.01

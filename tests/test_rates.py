@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import diffrate_jax as dr
 from diffrate_jax.rates import (
+    Located,
     candidate_counts,
     kept_counts,
     straight_through_ceiling,
@@ -182,3 +183,70 @@ def test_candidates_fall_from_all_patches_and_never_below_one(granularity: int):
     assert found[0] == 16
     assert 1 <= found[-1] <= granularity
     assert set(np.diff(found)) <= {-granularity}
+
+
+def located(merge: list[float], spread: float = 1.0) -> Located:
+    return Located(None, jnp.float32(merge), jnp.float32(spread))
+
+
+def test_located_counts_are_rounded_up_and_pass_the_gradient():
+    """Blocks that may not compress keep all, and have no gradient."""
+
+    def kept(merge):
+        return Located(merge, merge, jnp.float32(1.0)).kept(GEOMETRY)
+
+    merge = jnp.float32([3.5, 8.2, 4.00005])
+    for found in (kept(merge).prune, kept(merge).merge):
+        assert found.tolist() == [17, 10, 5]
+    slope = jax.jacobian(lambda merge: kept(merge).merge)(merge)
+    np.testing.assert_array_equal(slope, np.diag([0, 1, 1]))
+    reference = located([3.5, 8.2, 4.00005]).kept(GEOMETRY, reference=True)
+    assert reference.merge.tolist() == [17, 10, 6]
+    assert reference.prune is None
+
+
+def test_located_counts_of_another_model():
+    with pytest.raises(
+        dr.UserError, match="has 3 blocks, got expected counts of shape"
+    ):
+        located([3.5, 8.2]).kept(GEOMETRY)
+
+
+@functools.partial(jax.jit, static_argnames="geometry")
+def shares(merge, spread, rank_BN, can_go_BN, geometry):
+    """Returns how one token more in block 1 is shared among the tokens [B, N]."""
+
+    def survival(merge):
+        rates = Located(None, merge, spread)
+        return rates.survival("merge", 1, rank_BN, geometry, can_go_BN)
+
+    return jax.jacobian(survival)(merge)[..., 1]
+
+
+@few
+@given(
+    seed=seeds,
+    expected=st.floats(0.5, 15.5, width=32),
+    spread=st.floats(0.25, 4, width=32),
+    prefix=st.sampled_from([0, 1]),
+)
+def test_one_token_more_is_shared_by_those_next_in_line(seed, expected, spread, prefix):
+    """In all by one token, by a logistic density, and never by one that cannot go."""
+    rng = np.random.default_rng(seed)
+    geometry = Geometry(16 + prefix, prefix, (True, True, True))
+    rank = np.stack([rng.permutation(16 + prefix) for _ in range(2)])
+    can_go = rng.uniform(size=rank.shape) < 0.7
+    merge = np.float32([15.5, expected, 0.5])
+    found = np.asarray(shares(merge, np.float32(spread), rank, can_go, geometry))
+    density = 1 / np.cosh((expected - (rank - prefix)) / (2 * spread)) ** 2
+    density = np.where(can_go, density, 0.0)
+    wanted = density / density.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_where_no_token_can_go_none_has_a_share():
+    rank = np.arange(17)[None]
+    nobody = np.zeros((1, 17), bool)
+    found = shares(np.float32([15, 9, 3]), np.float32(0.5), rank, nobody, GEOMETRY)
+    assert not np.asarray(found).any()

@@ -26,7 +26,7 @@ NAMES = ("dense", "learned", "ToMe constant", "tome:<b>8</b>", "random 1", "rand
 SCHEDULE = Schedule(
     (9, 7, 4), (9, 5, 3), {"target": "60%", "macs": 6, "dense_macs": 10}
 )
-STEP = {"step": 10, "loss": 2.0, "cross_entropy": 1.5, "macs": 9e6, "target_macs": 6e6}
+STEP = {"step": 10, "loss": 2.0, "objective": 1.5, "macs": 9e6, "target_macs": 6e6}
 
 
 def evaluation() -> dict:
