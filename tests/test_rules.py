@@ -469,17 +469,12 @@ def gradients(rule: str, pool: str, learned: type):
     return np.asarray(found), *numeric, part == 1
 
 
-SIZES = "a token that stays folds its whole size, what stays of one that goes is scaled"
-
-
 @pytest.mark.parametrize(
     ("rule", "pool"),
     [
         ("redundancy", "avg"),
         ("tome", "cls"),
-        pytest.param(
-            "diffrate", "cls", marks=pytest.mark.xfail(reason=SIZES, strict=True)
-        ),
+        ("diffrate", "cls"),
     ],
 )
 def test_the_gradient_of_a_count_is_that_of_folding(rule: str, pool: str):
