@@ -62,7 +62,11 @@ def learn_schedule(
     params: Params,
     batches: Iterator[dict[str, np.ndarray]] | Batches,
     target: str | float,
-    **options: Any,
+    *,
+    recipe: Recipe | None = None,
+    workdir: str | Path | None = None,
+    checkpoint_every: int = 100,
+    log_every: int = 10,
 ) -> SearchResult:
     """Learns how many tokens each block keeps, under a cost budget.
 
@@ -74,12 +78,25 @@ def learn_schedule(
             where the objective is cross entropy. Or a function from a step to such an
             iterator, which makes resuming exact.
         target: "2.9" GMACs, or "60%" of the dense cost.
-        options: see `learn_schedules`.
+        recipe: how, and how bytes are normalised: as ImageNet's by default.
+        workdir: folder of checkpoints and metrics; none are written by default.
+        checkpoint_every: steps between checkpoints.
+        log_every: steps between lines of metrics.
 
     Raises:
-        UserError: see `learn_schedules`.
+        UserError: a target out of reach, batches that do not fit the model or run
+            out, a loss that is not finite, or a folder of another search.
     """
-    return learn_schedules(model, params, batches, [target], **options)[0]
+    return learn_schedules(
+        model,
+        params,
+        batches,
+        [target],
+        recipe=recipe,
+        workdir=workdir,
+        checkpoint_every=checkpoint_every,
+        log_every=log_every,
+    )[0]
 
 
 def learn_schedules(
@@ -97,19 +114,10 @@ def learn_schedules(
 
     Each search starts from what the one before it learned; they share one compilation.
 
-    Args:
-        model, params, batches, targets: see `learn_schedule`; several targets.
-        recipe: how, and how bytes are normalised: as ImageNet's by default.
-        workdir: folder of checkpoints and metrics; none are written by default.
-        checkpoint_every: steps between checkpoints.
-        log_every: steps between lines of metrics.
+    Args and errors are those of `learn_schedule`, with several targets.
 
     Returns:
         Results in the order of `targets`.
-
-    Raises:
-        UserError: a target out of reach, batches that do not fit the model or run
-            out, a loss that is not finite, or a folder of another search.
     """
     recipe = recipe or Recipe()
     model = searched(model, recipe)

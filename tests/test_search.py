@@ -549,8 +549,9 @@ def check_like_unbroken(workdir: Path, wanted: SearchResult, steps: int) -> None
     assert logged_steps(workdir) == list(range(1, steps + 1))
 
 
-def test_two_kills_change_nothing(tmp_path: Path, cache: Path, unbroken: Run):
-    killed_and_rerun(tmp_path / "run", cache, unbroken.name, steps=STEPS, kills=2)
+def test_a_kill_changes_nothing(tmp_path: Path, cache: Path, unbroken: Run):
+    # Each takes one: they share all that resuming is made of, and ten are in --slow.
+    killed_and_rerun(tmp_path / "run", cache, unbroken.name, steps=STEPS, kills=1)
     check_like_unbroken(tmp_path / "run", unbroken.result, STEPS)
 
 
