@@ -80,7 +80,7 @@ def search_table(schedule: Schedule) -> str:
 
 def signed(change: float | None) -> str:
     """Returns a change of the loss, "-" where there is none."""
-    return "-" if change is None else f"{change:+.5f}"
+    return "-" if change is None else f"{change:+.1e}"
 
 
 def summary(schedule: Schedule) -> str:
