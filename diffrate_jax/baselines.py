@@ -158,7 +158,8 @@ def linear_removals(
 ) -> Iterator[tuple[int, ...]]:
     """Yields r per block along a line, as ToMe's de- and increasing schedules do.
 
-    The line is rounded in several ways: one step of r alone is 5 % of the cost.
+    The line is rounded in several ways, and some neighbouring blocks get one more, where
+    that keeps its direction: one step of r alone is 5 % of the cost.
 
     Args:
         model: with geometry and cost terms.
@@ -168,7 +169,13 @@ def linear_removals(
     line = np.linspace(first, last, model.geometry.depth)
     for most in np.arange(0, model.geometry.num_patches, 1 / 16):
         for rounding in np.linspace(0, 1, 8, endpoint=False):
-            yield tuple((most * line + rounding).astype(int).tolist())
+            rounded = (most * line + rounding).astype(int)
+            for more in range(model.geometry.depth):
+                # At the higher end, so that the numbers still fall, or rise.
+                ahead = np.argsort(-line, kind="stable")[:more]
+                longer = rounded.copy()
+                longer[ahead] += 1
+                yield tuple(longer.tolist())
 
 
 def cheapest(
