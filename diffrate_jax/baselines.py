@@ -158,8 +158,8 @@ def linear_removals(
 ) -> Iterator[tuple[int, ...]]:
     """Yields r per block along a line, as ToMe's de- and increasing schedules do.
 
-    The line is rounded in several ways, and some neighbouring blocks get one more, where
-    that keeps its direction: one step of r alone is 5 % of the cost.
+    The line is rounded down or to the nearest, and some blocks at its higher end get
+    one more: one step of r alone is 5 % of the cost.
 
     Args:
         model: with geometry and cost terms.
@@ -167,8 +167,8 @@ def linear_removals(
         last: height at the last block.
     """
     line = np.linspace(first, last, model.geometry.depth)
-    for most in np.arange(0, model.geometry.num_patches, 1 / 16):
-        for rounding in np.linspace(0, 1, 8, endpoint=False):
+    for most in np.arange(0, model.geometry.num_patches, 1 / 8):
+        for rounding in (0.0, 0.5):
             rounded = (most * line + rounding).astype(int)
             for more in range(model.geometry.depth):
                 # At the higher end, so that the numbers still fall, or rise.
@@ -182,7 +182,7 @@ def cheapest(
     model: HasCost, macs: int, removals: Iterator[tuple[int, ...]]
 ) -> ToMe | None:
     """Returns the ToMe of least cost that costs `macs` or up to 1 % more, if any."""
-    priced = {r: cost_macs(model, ToMe(r)) for r in removals}
+    priced = {r: cost_macs(model, ToMe(r)) for r in set(removals)}
     allowed = [r for r in priced if macs <= priced[r] <= macs * (1 + DEARER)]
     if not allowed:
         return None
