@@ -20,7 +20,8 @@ from diffrate_jax.schedule import Schedule
 
 # Methods that are there to be beaten, by the names that evaluations give them.
 BASELINES = re.compile(
-    r"ToMe (constant|decreasing)|prune only|merge only|random( \d+)?|(tome|uniform):.*"
+    r"ToMe .*|\w+ constant|prune only|merge only|random( \d+)?"
+    r"|published search|(tome|uniform):.*"
 )
 
 

@@ -74,7 +74,7 @@ def search_curves(metrics: Mapping[str, Sequence[SearchStep]]) -> Figure:
     draw_costs(cost, metrics)
     cost.set_title("Cost of the model during search")
     draw_losses(loss, metrics)
-    loss.set_title("Loss during search: cross-entropy plus the price of the cost")
+    loss.set_title("Loss during search: objective, plus any price of the cost")
     _finish_curves(figure, cost, loss)
     return figure
 

@@ -89,7 +89,7 @@ def refine(schedule: Schedule, model: HasCost, macs: float, loss: Loss) -> Refin
 
     In each round every block is tried with one token more and one fewer; the pairs that
     promise most are then measured, and the best is taken if its gain over all images is
-    larger than SURE standard errors.
+    larger than two standard errors.
 
     Args:
         schedule: costs at most `macs`.

@@ -5,6 +5,7 @@ says how tokens are ranked, how close two tokens are, and how they are averaged;
 masked and the gathered form (`compress`) both run it. None of it carries gradients.
 """
 
+import abc
 from typing import ClassVar
 
 import jax
@@ -19,7 +20,7 @@ from diffrate_jax.tokens import Attended, Tokens
 LEAST_SIMILARITY = 1e-6
 
 
-class Rule:
+class Rule(abc.ABC):
     """What rules have in common; each overrides what it does differently.
 
     Attributes:
@@ -49,6 +50,7 @@ class Rule:
         """Returns how gladly token s would go to token k [B, S, K]: their cosine."""
         return tk.cosine(source_BSE, other_BKE)
 
+    @abc.abstractmethod
     def score(self, seen: Attended, closeness_BNM: Array, receives_BN: Array) -> Array:
         """Returns the ranking score [B, N]: the lowest go first, infinite ones never.
 
@@ -57,7 +59,6 @@ class Rule:
             closeness_BNM: of every pair of tokens.
             receives_BN: True for living, offered tokens that are no prefix tokens.
         """
-        raise NotImplementedError
 
     def source_size(self, size_BS: Array, closeness_BS: Array) -> Array:
         """Returns what sources add to the sizes of their destinations."""

@@ -284,7 +284,13 @@ def test_random_rows_become_one_and_the_best_baseline_is_marked(workdir):
 @pytest.mark.parametrize(
     ("name", "learned"),
     [("learned", True), ("published:2.9", True), ("a/schedule.json", True)]
-    + [(name, False) for name in ("dense", "ToMe constant", "random 3", "tome:8")],
+    + [
+        (name, False)
+        for name in (
+            *("dense", "random 3", "tome:8", "uniform:50%", "published search"),
+            *("ToMe constant", "ToMe increasing", "redundancy constant"),
+        )
+    ],
 )
 def test_methods_are_told_apart_by_name(name, learned):
     assert is_learned(name) == learned
