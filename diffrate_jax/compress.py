@@ -14,6 +14,7 @@ import numpy as np
 from flax import struct
 
 from diffrate_jax import tokens as tk
+from diffrate_jax.pairs import Pairs
 from diffrate_jax.rates import Kept, Located, Rates
 from diffrate_jax.rules import Rule, rule_of
 from diffrate_jax.schedule import Schedule
@@ -196,7 +197,7 @@ class Masked:
     def _merge(
         self,
         tokens: Tokens,
-        pairs: "Pairs",
+        pairs: Pairs,
         stays_BN: Array,
         goes_BN: Array,
         gone_BN: Array,
@@ -230,50 +231,6 @@ class Masked:
             # The published rule: a dead source keeps its scaled size.
             tokens = tokens.replace(size=jnp.where(goes_BN, scaled_BN, size_BN))
         return tk.fold(tokens, source, assignment_BNK, weights)
-
-
-class Pairs:
-    """What a rule makes of the tokens of one block, for both forms."""
-
-    def __init__(
-        self, rule: Rule, tokens: Tokens, seen: Attended, prefix_tokens: int
-    ) -> None:
-        self.rule, self._seen = rule, seen
-        self._feature_BNE = rule.features(tokens, seen)
-        self._size_BN = jax.lax.stop_gradient(tokens.sizes())
-        receives_BN = jnp.arange(tokens.x.shape[1]) >= prefix_tokens
-        receives_BN = jnp.broadcast_to(receives_BN, tokens.x.shape[:2])
-        offered_BN = rule.offered(tokens)
-        if offered_BN is not None:
-            receives_BN &= offered_BN
-        if tokens.alive is not None:
-            receives_BN &= tokens.alive > 0
-        self.receives_BN = receives_BN
-
-    def closeness(self) -> Array:
-        """Returns the closeness of all pairs [B, N, N]."""
-        feature_BNE, size_BN = self._feature_BNE, self._size_BN
-        return self.rule.closeness(feature_BNE, feature_BNE, size_BN, size_BN)
-
-    def score(self) -> Array:
-        """Returns the ranking score [B, N]."""
-        return self.rule.score(self._seen, self.closeness(), self.receives_BN)
-
-    def match(self, goes_BS: Array, stays_BK: Array) -> tuple[Array, Array]:
-        """Returns destination (index into K) and closeness of each source [B, S].
-
-        Args:
-            goes_BS: positions of the sources.
-            stays_BK: positions of the tokens that stay.
-        """
-        source_BSE, size_BS = (
-            tk.rows(a, goes_BS) for a in (self._feature_BNE, self._size_BN)
-        )
-        other_BKE, size_BK = (
-            tk.rows(a, stays_BK) for a in (self._feature_BNE, self._size_BN)
-        )
-        closeness_BSK = self.rule.closeness(source_BSE, other_BKE, size_BS, size_BK)
-        return tk.match(closeness_BSK, tk.rows(self.receives_BN, stays_BK)[:, None, :])
 
 
 def counts_of(schedule: Schedule) -> Kept:

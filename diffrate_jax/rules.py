@@ -29,12 +29,15 @@ class Rule(abc.ABC):
         folds_gradient: whether the gradient of a mask says what folding a token would
             do; if not, it says what dropping it would do, as the published one does.
         weighted: whether means count tokens by their sizes.
+        ranks_pairs: whether ranking compares all tokens with all others, so that
+            matching finds what it needs there.
     """
 
     name: ClassVar[str]
     prunes: ClassVar[bool] = False
     folds_gradient: ClassVar[bool] = True
     weighted: ClassVar[bool] = True
+    ranks_pairs: ClassVar[bool] = True
 
     def features(self, tokens: Tokens, seen: Attended) -> Array:
         """Returns what tokens are compared by [B, N, E]: the residual stream."""
@@ -44,11 +47,9 @@ class Rule(abc.ABC):
         """Returns which tokens may receive others at all [B, N]; None: any."""
         return None
 
-    def closeness(
-        self, source_BSE: Array, other_BKE: Array, size_BS: Array, size_BK: Array
-    ) -> Array:
+    def closeness(self, cosine_BSK: Array, size_BS: Array, size_BK: Array) -> Array:
         """Returns how gladly token s would go to token k [B, S, K]: their cosine."""
-        return tk.cosine(source_BSE, other_BKE)
+        return cosine_BSK
 
     @abc.abstractmethod
     def score(self, seen: Attended, closeness_BNM: Array, receives_BN: Array) -> Array:
@@ -79,6 +80,7 @@ class DiffRate(Rule):
     prunes = True
     folds_gradient = False
     weighted = False
+    ranks_pairs = False
 
     def score(self, seen: Attended, closeness_BNM: Array, receives_BN: Array) -> Array:
         """Returns the importance."""
@@ -135,13 +137,10 @@ class Redundancy(Rule):
 
     name = "redundancy"
 
-    def closeness(
-        self, source_BSE: Array, other_BKE: Array, size_BS: Array, size_BK: Array
-    ) -> Array:
+    def closeness(self, cosine_BSK: Array, size_BS: Array, size_BK: Array) -> Array:
         """Returns Ward's cost of each pair, negative."""
-        s_BS1, s_B1K = size_BS[:, :, None], size_BK[:, None, :]
-        distance_BSK = jnp.maximum(1.0 - tk.cosine(source_BSE, other_BKE), 0.0)
-        return -distance_BSK * (s_BS1 * s_B1K / (s_BS1 + s_B1K))
+        share_BS1, share_B1K = 1.0 / size_BS[:, :, None], 1.0 / size_BK[:, None, :]
+        return jnp.minimum(cosine_BSK - 1.0, 0.0) / (share_BS1 + share_B1K)
 
     def score(self, seen: Attended, closeness_BNM: Array, receives_BN: Array) -> Array:
         """Returns the least cost; the most important token never goes."""

@@ -95,9 +95,9 @@ def unit(x_BND: Array) -> Array:
     return x_BND * jax.lax.rsqrt(jnp.maximum(square_BN1, tiny))
 
 
-def cosine(a_BSE: Array, b_BKE: Array) -> Array:
-    """Returns the cosine of every pair of features [B, S, K]."""
-    return jnp.einsum("BSE,BKE->BSK", unit(a_BSE), unit(b_BKE))
+def products(a_BSE: Array, b_BKE: Array) -> Array:
+    """Returns the inner product of every pair [B, S, K]: of units, their cosine."""
+    return jnp.einsum("BSE,BKE->BSK", a_BSE, b_BKE)
 
 
 def most(value_BSK: Array, allowed: Array) -> Array:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import diffrate_jax as dr
 from diffrate_jax import tokens as tk
-from diffrate_jax.compress import Pairs
 from diffrate_jax.models.attention import mix, soften
+from diffrate_jax.pairs import Pairs
 from diffrate_jax.rates import Kept
 from diffrate_jax.rules import RULES, rule_of
 from diffrate_jax.shapes import Geometry

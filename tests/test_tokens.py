@@ -12,9 +12,9 @@ from hypothesis.extra import numpy as hnp
 
 from diffrate_jax.tokens import (
     Tokens,
-    cosine,
     fold,
     match,
+    products,
     rank,
     ranking_score,
     take,
@@ -66,7 +66,7 @@ def test_match_by_eye():
     """Length does not count; among equals the lower destination wins."""
     destination = jnp.array([[[1.0, 0.0], [0.0, 1.0], [0.0, 7.0], [1.0, 1.0]]])
     source = jnp.array([[[0.0, 0.1], [5.0, 5.0], [-1.0, 0.1], [0.0, 0.0]]])
-    index, similarity = match(cosine(source, destination), True)
+    index, similarity = match(products(unit(source), unit(destination)), True)
     assert index[0].tolist() == [1, 3, 1, 0]
     expected = 0.1 / np.sqrt(1.01)
     np.testing.assert_allclose(similarity[0], [1.0, 1.0, expected, 0.0], atol=1e-6)
@@ -75,7 +75,7 @@ def test_match_by_eye():
 def test_match_only_where_it_is_allowed():
     features = jnp.array([[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]])
     allowed = jnp.array([[False, True, True]])
-    index, _ = match(cosine(features, features), allowed)
+    index, _ = match(products(unit(features), unit(features)), allowed)
     assert index[0].tolist() == [1, 1, 2]
 
 
