@@ -49,7 +49,7 @@ class Recipe:
         penalty_unit: what cost is measured in there: "relative" scales the model's
             dense cost to DeiT-S's 4.6, "gmacs" is the published absolute unit.
         reference: reproduce the published search path (see `Masked`).
-        refine_images: held-out images on which single tokens are moved last; 0: none.
+        refine_images: held-out images by which last tokens are exchanged; 0: none.
         drop_path: largest rate of stochastic depth.
         augment: what happens to uint8 images and to integer labels on the device.
         seed: of everything random in a step.

@@ -1,7 +1,8 @@
-"""The last tokens: single ones moved where held-out images say that it pays."""
+"""The last tokens: exchanged between blocks where held-out images say that it pays."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -28,14 +29,15 @@ Loss = Callable[[Schedule], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Refined:
-    """What moving single tokens came to.
+    """What exchanging tokens came to.
 
     Attributes:
         schedule: after all moves.
         loss: its mean loss on the held-out images.
         gains: for each block that may leave one token more or fewer, the change of the
             loss: {"block", "more", "fewer"}, None where it cannot.
-        moves: what was moved: {"more", "fewer" (blocks), "loss", "standard_error"}.
+        moves: what was exchanged: {"more", "fewer" (block and number of tokens),
+            "loss", "standard_error"}.
     """
 
     schedule: Schedule
@@ -85,11 +87,11 @@ def held_out_loss(
 
 
 def refine(schedule: Schedule, model: HasCost, macs: float, loss: Loss) -> Refined:
-    """Moves single tokens from block to block while that lowers the loss.
+    """Exchanges tokens between two blocks while that lowers the loss.
 
-    In each round every block is tried with one token more and one fewer; the pairs that
-    promise most are then measured, and the best is taken if its gain over all images is
-    larger than two standard errors.
+    In each round every block is tried with one token more and one fewer; the exchanges
+    that promise most are then measured, and the best is taken if its gain over all
+    images is larger than two standard errors.
 
     Args:
         schedule: costs at most `macs`.
@@ -143,6 +145,30 @@ def one_fewer(schedule: Schedule, block: int, model: HasCost) -> Schedule | None
     return None if new.merge[block] == schedule.merge[block] else new
 
 
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """Tokens given to one block, and taken from another to pay for them.
+
+    Attributes:
+        schedule: after it.
+        more: block that leaves more tokens, and how many.
+        fewer: block that leaves fewer, and how many; None where the budget had room.
+    """
+
+    schedule: Schedule
+    more: tuple[int, int]
+    fewer: tuple[int, int] | None
+
+    def promise(self, gains: Mapping[int, dict[str, Json]]) -> float:
+        """Returns the change of the loss if every token counts as the first one."""
+        block, tokens = self.more
+        change = tokens * gains[block]["more"]
+        if self.fewer is not None:
+            block, tokens = self.fewer
+            change += tokens * gains[block]["fewer"]
+        return change
+
+
 def best_move(
     schedule: Schedule,
     model: HasCost,
@@ -152,31 +178,56 @@ def best_move(
     gains: list[dict[str, Json]],
 ) -> tuple[Schedule, np.ndarray, dict[str, Json]] | None:
     """Returns the best move's schedule, losses and record; None if none pays."""
-    promising = sorted(proposals(schedule, model, macs, gains), key=lambda row: row[0])
+    by_block = {gain["block"]: gain for gain in gains}
+    found = [(e.promise(by_block), e) for e in exchanges(schedule, model, macs, gains)]
+    promising = sorted((row for row in found if row[0] < 0), key=lambda row: row[0])
     best = None
-    for _, more, fewer, candidate in promising[:TRIED]:
-        then_n = loss(candidate)
+    for _, exchange in promising[:TRIED]:
+        then_n = loss(exchange.schedule)
         change = float((then_n - now_n).mean())
         error = float((then_n - now_n).std() / np.sqrt(len(now_n)))
         if change < -SURE * error and (best is None or change < best[2]["loss"]):
-            move = {"more": more, "fewer": fewer, "loss": change}
-            best = candidate, then_n, move | {"standard_error": error}
+            move = {"more": exchange.more, "fewer": exchange.fewer, "loss": change}
+            best = exchange.schedule, then_n, move | {"standard_error": error}
     return best
 
 
-def proposals(
+def exchanges(
     schedule: Schedule, model: HasCost, macs: float, gains: list[dict[str, Json]]
-) -> Iterator[tuple[float, int, int | None, Schedule]]:
-    """Yields (promised change, block with more, block with fewer, schedule)."""
+) -> Iterator[Exchange]:
+    """Yields what any two measured blocks can exchange within the budget."""
     least = min(CLOSE * macs, cost_macs(model, schedule))
-    fewer = [(None, 0.0), *((g["block"], g["fewer"]) for g in gains)]
-    for gain in gains:
-        for block, loss in fewer:
-            if gain["more"] is None or loss is None or block == gain["block"]:
-                continue
-            longer = one_more(schedule, gain["block"], model.geometry)
-            moved = longer if block is None else one_fewer(longer, block, model)
-            if moved is None or not least <= cost_macs(model, moved) <= macs:
-                continue
-            if gain["more"] + loss < 0:
-                yield gain["more"] + loss, gain["block"], block, moved
+    givers = [None, *(g["block"] for g in gains if g["fewer"] is not None)]
+    takers = [g["block"] for g in gains if g["more"] is not None]
+    for more, fewer in itertools.product(takers, givers):
+        if more == fewer:
+            continue
+        found = exchange(schedule, more, fewer, model, macs)
+        if found is not None and cost_macs(model, found.schedule) >= least:
+            yield found
+
+
+def exchange(
+    schedule: Schedule, more: int, fewer: int | None, model: HasCost, macs: float
+) -> Exchange | None:
+    """Exchanges one token of the dearer block for what it buys of the cheaper one.
+
+    Args:
+        schedule: costs at most `macs`.
+        more: block to leave more tokens.
+        fewer: block to leave fewer; None: there is room in the budget.
+        model: with geometry and cost terms.
+        macs: multiply-accumulates not to be exceeded.
+
+    Returns:
+        None if one of the blocks cannot, or too few can be taken.
+    """
+    fits = lambda s: s is not None and cost_macs(model, s) <= macs  # noqa: E731
+    now, given, taken = one_more(schedule, more, model.geometry), 1, 0
+    while now is not None and fewer is not None and (taken == 0 or not fits(now)):
+        now, taken = one_fewer(now, fewer, model), taken + 1
+    if not fits(now):
+        return None
+    while taken == 1 and fits(longer := one_more(now, more, model.geometry)):
+        now, given = longer, given + 1
+    return Exchange(now, (more, given), None if fewer is None else (fewer, taken))

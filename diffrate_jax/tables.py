@@ -61,7 +61,7 @@ def benchmark_table(record: dict[str, Json]) -> str:
 
 
 def search_table(schedule: Schedule) -> str:
-    """Returns block by block what was learned, and what single tokens are worth."""
+    """Returns block by block what was learned, and what one token is worth."""
     found = schedule.provenance
     gains = {gain["block"]: gain for gain in found.get("gains", ())}
     rows = [["block", "learned", "kept", "loss, one more", "one fewer"]]
@@ -90,7 +90,7 @@ def summary(schedule: Schedule) -> str:
     moved = len(found.get("moves", ()))
     return (
         f"{found['macs'] / 1e9:.4g} GMACs, {found['macs'] / found['dense_macs']:.1%} "
-        f"of dense, target {found['target']}; {state}; {moved} moves of single tokens"
+        f"of dense, target {found['target']}; {state}; {moved} exchanges of last tokens"
     )
 
 

@@ -1,5 +1,6 @@
-"""The last tokens: moved one by one, where it pays and is affordable."""
+"""The last tokens: exchanged where it pays and is affordable."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -8,7 +9,7 @@ import pytest
 
 import diffrate_jax as dr
 from diffrate_jax.budget import CLOSE, one_more
-from diffrate_jax.refine import ROUNDS, one_fewer, refine
+from diffrate_jax.refine import ROUNDS, exchange, one_fewer, refine
 from diffrate_jax.shapes import Geometry
 
 IMAGES = 64
@@ -52,24 +53,42 @@ class Images:
         return self.mean(schedule) + self._shared_n + factor * self._own_n
 
 
-def best_single_move(model, images: Images, macs: float, schedule: dr.Schedule):
-    """Returns (loss, schedule) of the best exchange that fills the budget."""
-    least = min(CLOSE * macs, dr.cost_macs(model, schedule))
+def best_exchange(model, images: Images, macs: float, schedule: dr.Schedule):
+    """Returns (loss, schedule) of the best exchange that fills the budget.
+
+    One token of the one block pays for as many of the other as there is room for, or
+    as few as make room.
+    """
+    cost = functools.partial(dr.cost_macs, model)
+    least = min(CLOSE * macs, cost(schedule))
     found = [(images.mean(schedule), schedule.merge)]
-    for more, fewer in itertools.product(range(4), (None, 0, 1, 2, 3)):
-        merge = list(schedule.merge)
-        merge[more] += 1
-        if fewer is not None:
-            merge[fewer] -= 1
-        if more == fewer or merge != sorted(merge, reverse=True):
-            continue
-        new = dr.Schedule(None, merge, rule=schedule.rule)
-        if least <= dr.cost_macs(model, new) <= macs:
-            found.append((images.mean(new), new.merge))
+
+    def changed(more: int, given: int, fewer: int, taken: int) -> dr.Schedule | None:
+        merge = np.array(schedule.merge)
+        merge[more] += given
+        merge[fewer] -= taken
+        if (np.diff([197, *merge, 2]) > 0).any():
+            return None
+        return dr.Schedule(None, merge.tolist(), rule=schedule.rule)
+
+    def fits(new: dr.Schedule | None) -> bool:
+        return new is not None and cost(new) <= macs
+
+    tokens = range(1, 60)
+    for more, fewer in itertools.permutations(range(4), 2):
+        to_one = [changed(more, 1, fewer, n) for n in tokens]
+        for_one = [changed(more, n, fewer, 1) for n in tokens]
+        cheapest = next((s for s in to_one if fits(s)), None)
+        dearest = [s for s in for_one if fits(s)][-1:]
+        found += [
+            (images.mean(new), new.merge)
+            for new in [changed(more, 1, fewer, 0), *dearest, cheapest]
+            if fits(new) and least <= cost(new)
+        ]
     return min(found)
 
 
-def test_every_move_is_the_best_of_all_single_ones():
+def test_every_move_is_the_best_of_all_exchanges():
     model, images = wide(), Images()
     macs = dr.cost_macs(model, START) * 1.001
     found = refine(START, model, macs, images)
@@ -77,10 +96,13 @@ def test_every_move_is_the_best_of_all_single_ones():
     now = START
     for move in found.moves:
         before = images.mean(now)
-        wanted = best_single_move(model, images, macs, now)
-        now = one_more(now, move["more"], model.geometry)
-        if move["fewer"] is not None:
-            now = one_fewer(now, move["fewer"], model)
+        wanted = best_exchange(model, images, macs, now)
+        for block, tokens, change in (
+            (*move["more"], lambda s, b: one_more(s, b, model.geometry)),
+            (*(move["fewer"] or (0, 0)), lambda s, b: one_fewer(s, b, model)),
+        ):
+            for _ in range(tokens):
+                now = change(now, block)
         assert now.merge == wanted[1]
         assert images.mean(now) - before == pytest.approx(move["loss"])
         assert move["loss"] < -move["standard_error"] <= 0
@@ -90,7 +112,7 @@ def test_every_move_is_the_best_of_all_single_ones():
     assert found.loss == pytest.approx(images.mean(now))
 
 
-def test_where_nothing_moves_no_single_move_would_help():
+def test_where_nothing_moves_no_exchange_would_help():
     """Round after round it comes to rest, and that is at an optimum."""
     model, images = wide(), Images()
     macs, schedule = dr.cost_macs(model, START), START
@@ -101,7 +123,7 @@ def test_where_nothing_moves_no_single_move_would_help():
             break
     assert not found.moves
     assert images.mean(schedule) < images.mean(START) - 0.05
-    loss, merge = best_single_move(model, images, macs, schedule)
+    loss, merge = best_exchange(model, images, macs, schedule)
     assert merge == schedule.merge
     assert found.loss == pytest.approx(loss)
 
@@ -118,6 +140,39 @@ def test_gains_are_those_of_the_last_schedule():
         assert gain["more"] == pytest.approx(images.mean(more) - now)
         assert gain["fewer"] == pytest.approx(images.mean(fewer) - now)
         assert gain["more"] < 0 < gain["fewer"]
+
+
+def test_dear_tokens_and_cheap_ones_are_exchanged_in_number():
+    """A token after the first block costs several after the last, and the reverse."""
+    model = wide()
+    macs = dr.cost_macs(model, START)
+    found = exchange(START, 0, 3, model, macs)
+    assert found.more == (0, 1)
+    assert found.fewer[0] == 3
+    assert found.fewer[1] > 2
+    assert found.schedule.merge == (151, 110, 80, 60 - found.fewer[1])
+    short = dataclasses.replace(
+        found.schedule, merge=(151, 110, 80, 61 - found.fewer[1])
+    )
+    assert dr.cost_macs(model, found.schedule) <= macs < dr.cost_macs(model, short)
+    back = exchange(START, 3, 0, model, macs)
+    assert back.fewer == (0, 1)
+    assert back.schedule.merge == (149, 110, 80, 60 + back.more[1])
+    assert back.more[1] == found.fewer[1] - 1
+    gains = {0: {"more": -2.0, "fewer": 1.0}, 3: {"more": -0.1, "fewer": 0.25}}
+    assert found.promise(gains) == pytest.approx(-2.0 + 0.25 * found.fewer[1])
+    assert exchange(START, 0, None, model, macs) is None
+    assert exchange(START, 0, None, model, 1.1 * macs).fewer is None
+
+
+def test_worthless_tokens_pay_for_others():
+    """Nothing reads what a class token's model keeps last: it goes, at one stroke."""
+    model, images = wide(), Images()
+    images.mean = lambda s: float((VALUE * np.exp(-np.array(s.merge) / 100))[:3].sum())
+    macs = dr.cost_macs(model, START)
+    found = refine(START, model, macs, images)
+    assert all(move["fewer"][0] == 3 for move in found.moves)
+    assert found.schedule.merge[3] < START.merge[3] - 2 * len(found.moves)
 
 
 def test_a_gain_below_its_standard_error_is_not_taken():
