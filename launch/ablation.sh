@@ -30,12 +30,17 @@ common=(--config="$config" --config.target=40% --config.compare_images=0 "$@")
 
 choices=(
   "as it is|"
+  "as it is, seed 1|--config.seed=1"
+  "as it is, seed 2|--config.seed=2"
   "labels|--config.objective=cross_entropy"
   "rule tome|--config.rule=tome"
   "rule diffrate|--config.rule=diffrate"
   "first block kept whole|--config.blocks=model"
   "penalised logits|--config.method=penalised --config.learning_rate=0.01"
   "start dense|--config.start=dense"
+  "start from ToMe|--config.start=tome:8"
+  "a third of the steps|--config.steps=100"
+  "thrice the steps|--config.steps=900"
   "last tokens not moved|--config.refine_images=0"
   "wide spread|--config.spread=8 --config.final_spread=8"
   "1000 images|--config.train_split=train[10%:12%]"
