@@ -8,8 +8,8 @@ usage() {
 usage: launch/search_study.sh DIR CONFIG PUBLISHED FLAG...
 
 Searches with three seeds at four budgets with the recipe CONFIG, with the published rules
-at two budgets with the recipe PUBLISHED, evaluates all on every test image, and writes
-DIR/report.html and DIR/report.md. FLAGs go to every program.
+at two budgets with the recipe PUBLISHED (or none), evaluates all on every test image, and
+writes DIR/report.html and DIR/report.md. FLAGs go to every program.
 
 example: launch/search_study.sh runs/cifar10 configs/cifar10.py configs/cifar10_published.py \
   --config.weights=vit_cifar10.safetensors --config.dataset=arrays:cifar10.npz
@@ -22,7 +22,8 @@ if [[ $# -lt 3 || "$1" == --help || "$1" == -h ]]; then
 fi
 # shellcheck source=launch/venv.sh
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
-dir=$(realpath -m "$1") config=$(realpath "$2") published=$(realpath "$3")
+dir=$(realpath -m "$1") config=$(realpath "$2") published=$3
+[[ $published == none ]] || published=$(realpath "$published")
 shift 3
 make_venv requirements.txt
 cd "$root"
@@ -35,7 +36,7 @@ for seed in 0 1 2; do
 done
 for target in 50% 40%; do
   run=$dir/published_${target%\%}
-  [[ -f $run/comparison.json ]] || "$python" -m diffrate_jax.search \
+  [[ $published == none || -f $run/comparison.json ]] || "$python" -m diffrate_jax.search \
     --config="$published" --workdir="$run" --config.target=$target \
     --config.compare_images=0 "$@"
 done
