@@ -6,7 +6,14 @@ from diffrate_jax.data.augment import Augment, normalise
 from diffrate_jax.errors import UserError
 from diffrate_jax.inference import compile_inference
 from diffrate_jax.learning import learn_schedule, learn_schedules
-from diffrate_jax.models import create_model, forward, init_rates, init_weights
+from diffrate_jax.model_folder import load, save_model
+from diffrate_jax.models import (
+    create_model,
+    forward,
+    init_rates,
+    init_weights,
+    unmerge,
+)
 from diffrate_jax.rates import Kept, Located, Rates
 from diffrate_jax.recipe import Recipe
 from diffrate_jax.schedule import Schedule, published_schedule
@@ -34,8 +41,11 @@ __all__ = [
     "init_weights",
     "learn_schedule",
     "learn_schedules",
+    "load",
     "load_weights",
     "normalise",
     "published_schedule",
+    "save_model",
     "save_weights",
+    "unmerge",
 ]

@@ -9,11 +9,11 @@ from diffrate_jax import cli
 from diffrate_jax.baselines import parse_compression
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import write_json
+from diffrate_jax.model_folder import load_params
 from diffrate_jax.models import create_model, init_weights
 from diffrate_jax.recipes import model_of
 from diffrate_jax.runs import Speed, run_benchmark
 from diffrate_jax.tables import benchmark_table
-from diffrate_jax.weights import load_weights
 from diffrate_jax.workdir import make_folder
 
 EXAMPLES = """examples:
@@ -30,7 +30,7 @@ def parser() -> cli.Parser:
     flags = cli.Parser("benchmark", __doc__, EXAMPLES)
     flags.add_argument("--model", help="preset name")
     flags.add_argument("--recipe", help="config file whose model is taken instead")
-    flags.add_argument("--weights", help=".safetensors file; random by default")
+    flags.add_argument("--weights", help="file or folder; random by default")
     flags.add_argument(
         "--schedule", required=True, help="published:2.9, tome:8, uniform:60%% or path"
     )
@@ -62,9 +62,7 @@ def benchmark(flags: argparse.Namespace, command: str) -> None:
     cases = {"dense": None} | {
         text: parse_compression(text, model, name) for text in [flags.schedule, *others]
     }
-    params = (
-        load_weights(model, flags.weights) if flags.weights else init_weights(model)
-    )
+    params = load_params(model, flags.weights) if flags.weights else init_weights(model)
     for batch_size in sizes:
         speed = Speed(batch_size, flags.dtype, flags.rounds)
         record = run_benchmark(model, name, params, cases, speed, command)

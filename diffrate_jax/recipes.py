@@ -14,11 +14,13 @@ from diffrate_jax.data import Batch, Dataset, open_dataset, steps_per_epoch
 from diffrate_jax.data.augment import Augment
 from diffrate_jax.errors import UserError
 from diffrate_jax.evaluation import Evaluator
+from diffrate_jax.files import digest
+from diffrate_jax.model_folder import load_params
 from diffrate_jax.models import Params, create_model, init_weights
 from diffrate_jax.models.vit import ViT
 from diffrate_jax.recipe import Recipe
+from diffrate_jax.sources import local_path
 from diffrate_jax.training import TrainRecipe
-from diffrate_jax.weights import load_weights
 from diffrate_jax.workdir import flat
 
 # Smallest and largest value of the fields that no type protects.
@@ -84,10 +86,15 @@ def params_of(config: ConfigDict, model: ViT, *, required: bool = True) -> Param
         UserError: no weights where they are required, or they do not fit.
     """
     if config.weights:
-        return load_weights(model, config.weights)
+        return load_params(model, config.weights)
     if required:
         raise UserError("trained weights are needed: give --config.weights=FILE")
     return init_weights(model, config.seed)
+
+
+def weights_digest(config: ConfigDict) -> str:
+    """Returns the SHA-256 of the config's weights; of nothing where it has none."""
+    return digest(local_path(config.weights) if config.weights else "")
 
 
 def dataset_of(config: ConfigDict, model: ViT) -> Dataset:

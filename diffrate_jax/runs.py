@@ -13,7 +13,7 @@ from diffrate_jax.compress import Gathered
 from diffrate_jax.cost import cost_macs
 from diffrate_jax.errors import UserError
 from diffrate_jax.evaluation import score_row
-from diffrate_jax.files import Json, digest
+from diffrate_jax.files import Json
 from diffrate_jax.inference import compile_inference
 from diffrate_jax.models import Params
 from diffrate_jax.models.vit import Compression, ViT
@@ -42,7 +42,7 @@ def run_training(config: ConfigDict, workdir: Path, schedule: str = "none") -> P
     batches = recipes.batches_of(config, dataset)
     params = recipes.params_of(config, model, required=False)
     run = {"program": "finetune", "schedule": schedule}
-    run |= {"weights_sha256": digest(config.weights)}
+    run |= {"weights_sha256": recipes.weights_digest(config)}
     claim(workdir, config.to_dict() | run)
     params = train(
         model,

@@ -17,7 +17,7 @@ from diffrate_jax.cost import cost_macs
 from diffrate_jax.data import Dataset
 from diffrate_jax.data.held_out import HeldOut
 from diffrate_jax.evaluation import Evaluator, score_row
-from diffrate_jax.files import Json, digest, write_json
+from diffrate_jax.files import Json, write_json
 from diffrate_jax.learning import SearchResult, learn_schedules
 from diffrate_jax.models.vit import ViT
 from diffrate_jax.rates import candidate_counts
@@ -42,7 +42,7 @@ def run_search(config: ConfigDict, workdir: Path) -> list[Schedule]:
     candidate_counts(model.geometry.num_patches, recipe.granularity)
     params = recipes.params_of(config, model)
     batches = recipes.batches_of(config, recipes.dataset_of(config, model))
-    run = {"program": "search", "weights_sha256": digest(config.weights)}
+    run = {"program": "search", "weights_sha256": recipes.weights_digest(config)}
     claim(workdir, config.to_dict() | run)
     files = [schedule_file(target, alone=len(targets) == 1) for target in targets]
     if all((workdir / file).exists() for file in files):
@@ -75,7 +75,7 @@ def described(config: ConfigDict, result: SearchResult) -> Schedule:
     provenance = {
         **result.schedule.provenance,
         "weights": Path(config.weights).name,
-        "weights_sha256": digest(config.weights),
+        "weights_sha256": recipes.weights_digest(config),
         "dataset": config.dataset,
         "split": config.train_split,
         "steps": config.steps,

@@ -1,6 +1,8 @@
 """Weights under timm's names, into the nested dict of the models and back."""
 
+import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,46 +10,118 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from diffrate_jax import names
 from diffrate_jax.errors import UserError
 from diffrate_jax.models import Params, init_weights
 from diffrate_jax.models.vit import ViT
+from diffrate_jax.positions import resized
+from diffrate_jax.sources import open_source
 
-Source = str | os.PathLike | Mapping[str, np.ndarray]
+Given = str | os.PathLike | Mapping[str, np.ndarray]
+HEADS = r"head(_dist)?\."
+# Tensors that a model has no use for, and why.
+IGNORED = {"mask_token": "it fills in hidden patches, in pretraining only"}
 
 
-def load_weights(model: ViT, source: Source) -> Params:
-    """Returns a model's weights from a file or a dict under timm's names.
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """Weights, and what was done to make them fit.
+
+    Attributes:
+        params: nested dict that `forward` takes; float32.
+        notes: one sentence for each tensor or rule that was not taken as it was.
+    """
+
+    params: Params
+    notes: tuple[str, ...]
+
+
+def load_weights(model: ViT, source: Given, *, new_head: bool = False) -> Params:
+    """Returns a model's weights; see `read_weights`."""
+    return read_weights(model, source, new_head=new_head).params
+
+
+def read_weights(model: ViT, source: Given, *, new_head: bool = False) -> Loaded:
+    """Reads a model's weights: every tensor is used, or ignored for a reason.
+
+    Half precision is read as float32. A position table of another image size is
+    resized as timm does.
 
     Args:
         model: from `create_model`.
-        source: path of a `.safetensors` file, or a dict of arrays.
+        source: a file (.safetensors, .pth, .npz), a folder of `convert`, an id such as
+            "hf-hub:timm/deit_small_patch16_224.fb_in1k", or a dict of timm's names.
+        new_head: start with a random head, for other classes than the source's.
 
     Raises:
         UserError: a tensor that is missing, left over, of another shape, or not
-            finite; all of them are listed together. Or a file that cannot be read.
+            finite; all of them are listed together. Or a source that cannot be read.
     """
-    given = dict(source) if isinstance(source, Mapping) else read_safetensors(source)
+    opened = open_source(source)
+    given, notes = names.renamed(opened.tensors, model), list(opened.notes)
+    unused = ignored(model, given, new_head=new_head)
+    notes += [f"{name} is ignored: {reason}" for name, reason in unused.items()]
     expected = abstract_weights(model)
-    names = {timm_name(path): path for path in expected}
-    problems = [f"missing {name}" for name in names if name not in given]
-    problems += [f"unexpected {name}" for name in given if name not in names]
-    params = {}
-    for name in names.keys() & given.keys():
-        array, path = np.asarray(given[name]), names[name]
-        shape = timm_shape(path, expected[path].shape, model.patch_size)
-        if array.shape != shape:
-            problems.append(f"{name} has shape {array.shape}, expected {shape}")
-        elif not np.isfinite(array.astype(np.float32)).all():
-            problems.append(f"{name} holds values that are not finite")
+    params = random_head(model, expected) if new_head else {}
+    wanted = {names.timm_name(path): path for path in expected if path not in params}
+    problems = [f"missing {name}" for name in wanted if name not in given]
+    left_over = given.keys() - wanted.keys() - unused.keys()
+    problems += [f"unexpected {name}" for name in left_over]
+    for name in wanted.keys() & given.keys():
+        path, array = wanted[name], np.asarray(given[name])
+        shape = names.timm_shape(path, expected[path].shape, model.patch_size)
+        if name == "pos_embed" and array.shape != shape:
+            array, note = resized(array, shape, prefix_positions(model))
+            notes += note
+        problem = wrong(array, shape)
+        if problem:
+            problems.append(f"{name} {problem}")
         else:
-            params[path] = from_timm(path, array.astype(np.float32))
+            params[path] = names.from_timm(path, np.asarray(array, np.float32))
     if problems:
         raise UserError(
             "the weights do not fit the model: "
             + "; ".join(sorted(problems))
             + "; give weights of this architecture"
         )
-    return unflatten_dict(params)
+    return Loaded(unflatten_dict(params), tuple(notes))
+
+
+def ignored(
+    model: ViT, given: Mapping[str, np.ndarray], *, new_head: bool
+) -> dict[str, str]:
+    """Returns the tensors of a source that are left out, and why."""
+    found = {name: reason for name, reason in IGNORED.items() if name in given}
+    reason = "a new head was asked for" if new_head else "this model has no head"
+    if new_head or not model.num_classes:
+        found |= {name: reason for name in given if re.match(HEADS, name)}
+    return found
+
+
+def wrong(array: np.ndarray, shape: tuple[int, ...]) -> str | None:
+    """Returns what is wrong with a tensor, None if nothing is."""
+    if array.shape != shape:
+        return f"has shape {array.shape}, expected {shape}"
+    if not np.isfinite(array if array.itemsize >= 4 else np.float32(array)).all():
+        return "holds values that are not finite"
+    return None
+
+
+def random_head(
+    model: ViT, expected: Mapping[names.Path, jax.ShapeDtypeStruct]
+) -> dict[names.Path, np.ndarray]:
+    """Returns the weights of a new head, always the same: small kernels, no bias."""
+    rng = np.random.default_rng(0)
+    return {
+        path: np.float32(rng.normal(0.0, 0.02, weight.shape) * (path[-1] == "kernel"))
+        for path, weight in expected.items()
+        if path[0] in ("head", "head_dist")
+    }
+
+
+def prefix_positions(model: ViT) -> int:
+    """Returns how many rows of a model's position table belong to no patch."""
+    return model.prefix_tokens if model.position_prefix else 0
 
 
 def save_weights(model: ViT, params: Params, path: str | os.PathLike) -> None:
@@ -64,66 +138,13 @@ def save_weights(model: ViT, params: Params, path: str | os.PathLike) -> None:
 
 def to_timm(model: ViT, params: Params) -> dict[str, np.ndarray]:
     """Returns the weights as a flat dict of timm's names and layouts."""
-    tensors = {}
-    for path, array in flatten_dict(jax.device_get(params)).items():
-        array = np.asarray(array)
-        if path == ("patch_embed", "kernel"):
-            size = model.patch_size
-            array = array.reshape(size, size, -1, array.shape[-1]).transpose(3, 2, 0, 1)
-        elif path[-1] == "kernel":
-            array = array.T
-        tensors[timm_name(path)] = array
-    return tensors
+    flat = flatten_dict(jax.device_get(params))
+    return {
+        names.timm_name(path): names.to_timm(path, np.asarray(array), model.patch_size)
+        for path, array in flat.items()
+    }
 
 
-def abstract_weights(model: ViT) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+def abstract_weights(model: ViT) -> dict[names.Path, jax.ShapeDtypeStruct]:
     """Returns shape and type of every weight by its path, computing nothing."""
     return flatten_dict(jax.eval_shape(lambda: init_weights(model)))
-
-
-def timm_name(path: tuple[str, ...]) -> str:
-    """Returns timm's name of a weight.
-
-    >>> timm_name(("blocks_0", "attn", "qkv", "kernel"))
-    'blocks.0.attn.qkv.weight'
-    """
-    leaf = {"kernel": "weight", "scale": "weight"}.get(path[-1], path[-1])
-    name = ".".join((*path[:-1], leaf)).replace("blocks_", "blocks.")
-    return name.replace("patch_embed.", "patch_embed.proj.")
-
-
-def timm_shape(
-    path: tuple[str, ...], shape: tuple[int, ...], patch_size: int
-) -> tuple[int, ...]:
-    """Returns the shape that a weight has in timm."""
-    if path == ("patch_embed", "kernel"):
-        return (shape[1], 3, patch_size, patch_size)
-    return shape[::-1] if path[-1] == "kernel" else shape
-
-
-def from_timm(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
-    """Returns a weight in our layout: dense kernels are [in, out]."""
-    if path == ("patch_embed", "kernel"):
-        return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
-    return array.T if path[-1] == "kernel" else array
-
-
-def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads a safetensors file.
-
-    Raises:
-        UserError: no such file, or not a whole safetensors file.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    if Path(path).suffix != ".safetensors":
-        raise UserError(
-            f"weights must be a .safetensors file or a dict of arrays, got {path}"
-        )
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"cannot read the weights {path}: {error}; give a whole safetensors file"
-        ) from error

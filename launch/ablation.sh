@@ -30,8 +30,8 @@ common=(--config="$config" --config.target=40% --config.compare_images=0 "$@")
 
 choices=(
   "as it is|"
-  "as it is, seed 1|--config.seed=1"
-  "as it is, seed 2|--config.seed=2"
+  "seed 1|--config.seed=1"
+  "seed 2|--config.seed=2"
   "labels|--config.objective=cross_entropy"
   "rule tome|--config.rule=tome"
   "rule diffrate|--config.rule=diffrate"

@@ -16,7 +16,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "diffrate_jax"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 README = ROOT / "README.md"
-PROGRAMS = {"benchmark", "evaluate", "finetune", "quickstart", "report", "search"}
+PROGRAMS = {
+    *("benchmark", "convert", "evaluate", "finetune", "quickstart", "report", "search")
+}
 # Parts of the package, and what they must not know of.
 FORBIDDEN = {
     "tokens rates schedule": {"compress", "cost", "models"},

@@ -11,20 +11,36 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import GOLDEN, load_golden
+from safetensors.numpy import save_file
 
 import diffrate_jax as dr
-from diffrate_jax.models import PRESETS
+from diffrate_jax import names
+from diffrate_jax.models.presets import presets
 from diffrate_jax.models.vit import ViT
-from diffrate_jax.weights import abstract_weights, to_timm
+from diffrate_jax.weights import (
+    abstract_weights,
+    prefix_positions,
+    read_weights,
+    to_timm,
+)
 
+VIT = {
+    "image_size": 12, "patch_size": 4, "width": 8, "depth": 2, "num_heads": 2,
+    "num_classes": 3,
+}  # fmt: skip
+# Every kind of weight there is.
+KINDS = {
+    "class token": {},
+    "average": {"pool": "avg"},
+    "no prefix": {"pool": "avg", "prefix_tokens": 0},
+    "distilled": {"prefix_tokens": 2, "distilled": True},
+    "registers": {"prefix_tokens": 4, "position_prefix": False},
+    "no head": {"num_classes": 0, "prefix_tokens": 3},
+}
 COUNTS = {
     "deit_tiny_patch16_224": 5_717_416,
     "deit_small_patch16_224": 22_050_664,
     "deit_base_patch16_224": 86_567_656,
-    # What `counted` says, which is right for the three published counts above.
-    "vit_base_patch16_224.mae_finetuned": 86_567_656,
-    "vit_large_patch16_224.mae_finetuned": 304_326_632,
-    "vit_huge_patch14_224.mae_finetuned": 632_045_800,
 }
 
 
@@ -41,37 +57,38 @@ def random_params(model: ViT, spread: float = 0.3) -> dict[str, Any]:
 
 
 @functools.cache
-def small(pool: str = "cls") -> tuple[ViT, dict[str, Any]]:
-    """Returns a model with every kind of weight: layer scale too."""
-    model = dr.create_model(
-        "vit", image_size=12, patch_size=4, width=8, depth=2, num_heads=2,
-        num_classes=3, pool=pool, layer_scale=0.1,
-    )  # fmt: skip
+def small(pool: str = "cls", **fields: Any) -> tuple[ViT, dict[str, Any]]:
+    """Returns a model with layer scale, and random weights."""
+    fields = VIT | {"pool": pool, "layer_scale": 0.1} | fields
+    model = dr.create_model("vit", **fields)
     return model, random_params(model)
 
 
-def counted(width: int, depth: int, patch: int, classes: int) -> int:
-    """Adds up a ViT's weights by hand, for 224 pixels."""
-    tokens = (224 // patch) ** 2 + 1
-    embedding = 3 * patch**2 * width + width + width + tokens * width
-    block = 12 * width**2 + 13 * width
-    return embedding + depth * block + 2 * width + width * classes + classes
-
-
-def test_every_preset_has_its_published_number_of_weights():
-    presets = json.loads(PRESETS.read_text())
-    assert set(presets) == set(COUNTS)
-    for name, fields in presets.items():
+def test_presets_have_their_published_number_of_weights():
+    for name, count in COUNTS.items():
         shapes = abstract_weights(dr.create_model(name))
-        found = sum(int(np.prod(weight.shape)) for weight in shapes.values())
-        assert found == COUNTS[name], name
-        parts = (fields[key] for key in ("width", "depth", "patch_size", "num_classes"))
-        assert found == counted(*parts), name
+        assert sum(int(np.prod(w.shape)) for w in shapes.values()) == count, name
 
 
-@pytest.mark.parametrize("pool", ["cls", "avg"])
-def test_there_and_back_bit_for_bit(tmp_path: Path, pool: str):
-    model, params = small(pool)
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_has_timms_parameters(name: str):
+    """Names and shapes; launch/parity.sh compares the file with timm itself."""
+    timm = json.loads((GOLDEN / "timm_shapes.json").read_text())[name]
+    wanted = {}
+    for key, shape in timm["shapes"].items():
+        blocks = range(timm["blocks"]) if key.startswith("blocks.*") else (0,)
+        wanted |= {key.replace("*", str(block)): tuple(shape) for block in blocks}
+    model = dr.create_model(name)
+    found = {
+        names.timm_name(path): names.timm_shape(path, weight.shape, model.patch_size)
+        for path, weight in abstract_weights(model).items()
+    }
+    assert found == wanted
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_and_back_bit_for_bit(tmp_path: Path, kind: str):
+    model, params = small(**KINDS[kind])
     path = tmp_path / "deep" / "w.safetensors"
     dr.save_weights(model, params, path)
     for source in (to_timm(model, params), path, str(path)):
@@ -120,6 +137,68 @@ def test_everything_wrong_is_listed_at_once():
     )
 
 
+def test_a_new_head_only_on_request():
+    (model, params), (other, _) = small(), small(num_classes=7)
+    tensors = to_timm(model, params)
+    with pytest.raises(dr.UserError, match=r"head.bias has shape \(3,\), expected"):
+        dr.load_weights(other, tensors)
+    loaded = read_weights(other, tensors, new_head=True)
+    found = to_timm(other, loaded.params)
+    assert found["head.weight"].shape == (7, 8)
+    assert 0.005 < found["head.weight"].std() < 0.05
+    assert not found["head.bias"].any()
+    for name in tensors.keys() - {"head.weight", "head.bias"}:
+        np.testing.assert_array_equal(found[name], tensors[name])
+    assert sorted(loaded.notes) == [
+        "head.bias is ignored: a new head was asked for",
+        "head.weight is ignored: a new head was asked for",
+    ]
+
+
+def test_what_a_model_has_no_use_for_is_named():
+    (model, params), (headless, _) = small(), small(num_classes=0)
+    tensors = to_timm(model, params) | {"mask_token": np.zeros((1, 8), np.float32)}
+    loaded = read_weights(headless, tensors)
+    assert len(loaded.notes) == 3
+    assert "mask_token is ignored: it fills in hidden patches, " in loaded.notes[0]
+    assert "head.bias is ignored: this model has no head" in loaded.notes
+    assert "head" not in loaded.params
+
+
+@pytest.mark.parametrize("kind", ["class token", "no prefix", "registers"])
+def test_positions_follow_the_image_size(kind: str):
+    """To a larger image and back: smooth tables return, prefix rows stay."""
+    (model, params), (larger, _) = (
+        small(**KINDS[kind]),
+        small(image_size=24, **KINDS[kind]),
+    )
+    tensors = to_timm(model, params)
+    prefix = prefix_positions(model)
+    rows, columns = np.meshgrid(np.arange(3), np.arange(3), indexing="ij")
+    slope = (rows + 2 * columns).reshape(9, 1) * np.ones((1, 8))
+    tensors["pos_embed"] = np.float32(
+        np.concatenate([tensors["pos_embed"][:, :prefix], slope[None]], axis=1)
+    )
+    loaded = read_weights(larger, tensors)
+    assert loaded.notes == ("pos_embed is resized from 3 x 3 patches to 6 x 6",)
+    table = to_timm(larger, loaded.params)["pos_embed"]
+    assert table.shape == (1, 36 + prefix, 8)
+    np.testing.assert_array_equal(table[:, :prefix], tensors["pos_embed"][:, :prefix])
+    grid = table[0, prefix:, 0].reshape(6, 6)
+    # In the middle a slope stays one: half a step per patch.
+    np.testing.assert_allclose(np.diff(grid[2:4], axis=0), 0.5, atol=0.1)
+    back = read_weights(model, to_timm(larger, loaded.params))
+    found = to_timm(model, back.params)["pos_embed"]
+    np.testing.assert_allclose(found, tensors["pos_embed"], atol=0.35)
+
+
+def test_a_table_of_no_square_is_refused():
+    model, params = small()
+    tensors = to_timm(model, params) | {"pos_embed": np.zeros((1, 12, 8), np.float32)}
+    with pytest.raises(dr.UserError, match=r"pos_embed has shape \(1, 12, 8\), expec"):
+        dr.load_weights(model, tensors)
+
+
 def test_weights_of_another_pooling_do_not_fit():
     (model, _), (other, params) = small("cls"), small("avg")
     with pytest.raises(
@@ -128,10 +207,13 @@ def test_weights_of_another_pooling_do_not_fit():
         dr.load_weights(model, to_timm(other, params))
 
 
-def test_half_precision_is_read_as_float32():
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+def test_half_precision_is_read_as_float32(tmp_path: Path, dtype: Any):
     model, params = small()
-    halves = {k: v.astype(np.float16) for k, v in to_timm(model, params).items()}
-    back = to_timm(model, dr.load_weights(model, halves))
+    halves = {k: v.astype(dtype) for k, v in to_timm(model, params).items()}
+    save_file({k: np.ascontiguousarray(v) for k, v in halves.items()}, tmp_path / "h")
+    (tmp_path / "h").rename(tmp_path / "h.safetensors")
+    back = to_timm(model, dr.load_weights(model, tmp_path / "h.safetensors"))
     for name, half in halves.items():
         assert back[name].dtype == np.float32
         np.testing.assert_array_equal(back[name], half)
@@ -153,14 +235,10 @@ def test_files_that_are_not_whole(tmp_path: Path, broken: str):
 
 
 def test_files_of_another_kind(tmp_path: Path):
-    with pytest.raises(dr.UserError, match="must be a .safetensors file or a dict"):
-        dr.load_weights(small()[0], tmp_path / "w.ckpt")
-
-
-VIT = {
-    "image_size": 12, "patch_size": 4, "width": 8, "depth": 2, "num_heads": 2,
-    "num_classes": 3,
-}  # fmt: skip
+    path = tmp_path / "w.ckpt"
+    path.write_bytes(b"weights")
+    with pytest.raises(dr.UserError, match="cannot tell what kind of weights .*w.ckpt"):
+        dr.load_weights(small()[0], path)
 
 
 @pytest.mark.parametrize(
@@ -174,14 +252,28 @@ VIT = {
         ("vit", VIT | {"image_size": 13}, "multiple of patch_size 4, got 13"),
         ("vit", VIT | {"width": 9}, "width must be a multiple of num_heads 2, got 9"),
         ("vit", VIT | {"pool": "max"}, "pool must be 'cls' or 'avg', got 'max'"),
-        ("vit", VIT | {"prefix_tokens": 0}, "got 0 with pool='cls'"),
-        ("vit", VIT | {"prefix_tokens": 2}, "prefix_tokens must be 1 .*, got 2"),
+        ("vit", VIT | {"prefix_tokens": 0}, "at least 1 with pool='cls' .*, got 0"),
+        ("vit", VIT | {"prefix_tokens": -1}, "number of at least 1 .*, got -1"),
+        ("vit", VIT | {"prefix_tokens": True}, "at least 1 .*, got True"),
+        ("vit", VIT | {"distilled": True}, "at least 2 .*distilled=True, got 1"),
+        (
+            "vit",
+            VIT | {"distilled": True, "prefix_tokens": 2, "pool": "avg"},
+            "reads its first two tokens: it needs pool='cls', got 'avg'",
+        ),
+        ("vit", VIT | {"num_classes": -1}, "num_classes must be a positive whole"),
         ("vit", VIT | {"compress": (True,)}, "each of 2 blocks, got 1"),
     ],
 )
 def test_models_that_cannot_be(name: str, fields: dict, sentence: str):
     with pytest.raises(dr.UserError, match=sentence.replace("?", r"\?")):
         dr.create_model(name, **fields)
+
+
+def test_a_tag_tells_weights_apart_not_models():
+    name = "vit_base_patch16_224"
+    tagged = dr.create_model(f"{name}.augreg_in21k_ft_in1k")
+    assert tagged == dr.create_model(name)
 
 
 def test_a_preset_takes_other_fields():

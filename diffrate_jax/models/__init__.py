@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,12 +9,13 @@ import jax.numpy as jnp
 
 from diffrate_jax.compress import Gathered
 from diffrate_jax.errors import UserError, did_you_mean
-from diffrate_jax.models.vit import Compression, Output, ViT, check_vit
+from diffrate_jax.models.check import check_vit
+from diffrate_jax.models.presets import architecture_of
+from diffrate_jax.models.vit import Compression, Output, ViT
 from diffrate_jax.rates import Rates, zero_rates
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Array
 
-PRESETS = Path(__file__).parent / "presets.json"
 Params = dict[str, Any]
 
 
@@ -30,9 +29,7 @@ def create_model(name: str, **fields: Any) -> ViT:
     Raises:
         UserError: unknown name or field, or an impossible architecture.
     """
-    presets = {"vit": {}, **json.loads(PRESETS.read_text())}
-    if name not in presets:
-        raise UserError(f"unknown model {name!r}; {did_you_mean(name, presets)}")
+    preset = architecture_of(name)
     known = [
         f.name for f in dataclasses.fields(ViT) if f.name not in ("parent", "name")
     ]
@@ -41,7 +38,7 @@ def create_model(name: str, **fields: Any) -> ViT:
             raise UserError(
                 f"a ViT has no field {field!r}; {did_you_mean(field, known)}"
             )
-    fields = presets[name] | fields
+    fields = preset | fields
     required = [f for f in known[: known.index("pool")] if f not in fields]
     if required:
         raise UserError(f"create_model({name!r}) also needs {', '.join(required)}")
@@ -84,6 +81,7 @@ def forward(
     compression: Compression | None = None,
     *,
     trace: bool = False,
+    features: bool = False,
     dtype: Any = None,
     drop_path: float = 0.0,
     rng: Array | None = None,
@@ -96,6 +94,8 @@ def forward(
         images: [B, Y, X, 3] float, normalised.
         compression: `Gathered`, `Masked`, `ToMe`, or None for the dense model.
         trace: also return where every original token ended (`tokens.origin`).
+        features: also return what the head reads of every token (`features`), and
+            trace; `unmerge` puts them back on the grid.
         dtype: type of the activations; the model's own (float32) by default.
         drop_path: largest rate of stochastic depth; needs `rng`.
         rng: one random key per example [B], or one for the batch.
@@ -114,12 +114,19 @@ def forward(
         model = model.clone(dtype=jnp.dtype(dtype))
     compression.kept(model.geometry)  # Refuses a bad schedule before tracing.
     return _forward(
-        model, params, images, compression, rng, trace=trace, drop_path=drop_path
+        model,
+        params,
+        images,
+        compression,
+        rng,
+        trace=trace or features,
+        features=features,
+        drop_path=drop_path,
     )
 
 
 @functools.partial(
-    jax.jit, static_argnames=("model", "trace", "drop_path"), inline=True
+    jax.jit, static_argnames=("model", "trace", "features", "drop_path"), inline=True
 )
 def _forward(
     model: ViT,
@@ -129,6 +136,7 @@ def _forward(
     rng: Array | None,
     *,
     trace: bool,
+    features: bool,
     drop_path: float,
 ) -> Output:
     return model.apply(
@@ -136,8 +144,30 @@ def _forward(
         images,
         compression,
         trace=trace,
+        features=features,
         drop_path=drop_path,
         keys_B=rng,
+    )
+
+
+def unmerge(features_BKD: Array, origin_BKO: Array) -> Array:
+    """Puts the features of tokens back where their patches were, for dense tasks.
+
+    Each original token takes the features of the token it ended in; what was pruned
+    takes zeros.
+
+    Args:
+        features_BKD: of the tokens that are left.
+        origin_BKO: `Output.tokens.origin` of the same pass.
+
+    Returns:
+        Features in the original order [B, O, D], prefix tokens first.
+    """
+    return jnp.einsum(
+        "BKD,BKO->BOD",
+        features_BKD,
+        origin_BKO.astype(features_BKD.dtype),
+        precision=jax.lax.Precision.HIGHEST,
     )
 
 

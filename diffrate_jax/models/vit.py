@@ -10,7 +10,6 @@ from flax import struct
 
 from diffrate_jax.compress import Gathered, Masked
 from diffrate_jax.cost import MacsTerms
-from diffrate_jax.errors import UserError
 from diffrate_jax.models.layers import (
     Attention,
     LayerScale,
@@ -24,6 +23,8 @@ from diffrate_jax.tokens import Attended, Tokens
 from diffrate_jax.tome import ToMe
 
 Compression = Gathered | Masked | ToMe
+# Standard deviation of random prefix tokens and positions.
+SPREAD = 0.02
 Compress = Callable[[Tokens, Attended], Tokens]
 
 
@@ -32,14 +33,17 @@ class Output:
     """What a forward pass returns.
 
     Attributes:
-        logits: [B, V].
+        logits: [B, V]; of a model without classes the pooled features [B, D].
         tokens: the tokens after the last block.
         kept: counts after each operation [L].
+        features: what the head reads of every token [B, K, D]: the tokens after the
+            last norm, if that comes before pooling. None unless asked for.
     """
 
     logits: Array
     tokens: Tokens
     kept: Kept
+    features: Array | None = None
 
 
 class Block(nn.Module):
@@ -90,12 +94,16 @@ class ViT(nn.Module):
         width: features of a token.
         depth: number of blocks.
         num_heads: heads of attention.
-        num_classes: length of the logits.
+        num_classes: length of the logits; 0 for a model without a head.
         pool: "cls" reads the class token; "avg" the mean of the patch tokens,
             weighted by their sizes.
         mlp_ratio: width of the MLP over width of a token.
         qkv_bias: whether the projection to queries, keys and values has a bias.
-        prefix_tokens: 1 for a class token, 0 for none.
+        prefix_tokens: tokens before the patches: a class token, then a distillation
+            token if `distilled`, then registers; 0 for none of them.
+        distilled: the second token has a head of its own, and the logits are the mean
+            of both (DeiT, arXiv 2012.12877, section 4).
+        position_prefix: whether prefix tokens have positions too.
         layer_scale: initial factor of the residual branches; None for none.
         layer_norm_eps: epsilon of every LayerNorm.
         compress: blocks that search may compress; by default all but the first, and
@@ -113,6 +121,8 @@ class ViT(nn.Module):
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
     prefix_tokens: int = 1
+    distilled: bool = False
+    position_prefix: bool = True
     layer_scale: float | None = None
     layer_norm_eps: float = 1e-6
     compress: tuple[bool, ...] | None = None
@@ -134,7 +144,8 @@ class ViT(nn.Module):
         width, tokens = self.width, self.geometry.num_tokens
         patch = 3 * self.patch_size**2
         return MacsTerms(
-            fixed=tokens * width * patch + width * self.num_classes,
+            fixed=tokens * width * patch
+            + width * self.num_classes * (1 + self.distilled),
             linear_in=4 * width**2,
             quadratic_in=2 * width,
             linear_out=2 * width * round(width * self.mlp_ratio),
@@ -147,6 +158,7 @@ class ViT(nn.Module):
         compression: Compression,
         *,
         trace: bool = False,
+        features: bool = False,
         drop_path: float = 0.0,
         keys_B: Array | None = None,
     ) -> Output:
@@ -175,39 +187,65 @@ class ViT(nn.Module):
                 lambda x, b, i=index, r=rate: drop_branch(x, keys_B, r, 2 * i + b),
                 attention,
             )
-        logits_BV = self._head(tokens)
-        return Output(logits_BV, finished(tokens), kept)
+        logits_BV, normed_BND = self._head(tokens, every=features)
+        return Output(logits_BV, finished(tokens), kept, normed_BND)
 
     def _embed(self, images_BYXC: Array, *, trace: bool) -> Tokens:
-        """Cuts images into patches and adds class token and positions."""
-        patch_BPD = nn.Dense(self.width, dtype=self.dtype, name="patch_embed")(
+        """Cuts images into patches and adds prefix tokens and positions."""
+        x_BND = nn.Dense(self.width, dtype=self.dtype, name="patch_embed")(
             patches(images_BYXC.astype(self.dtype), self.patch_size)
         )
-        small = nn.initializers.truncated_normal(0.02)
-        x_BND = patch_BPD
-        if self.prefix_tokens:
-            cls_11D = self.param("cls_token", small, (1, 1, self.width))
-            shape = (x_BND.shape[0], 1, self.width)
-            cls_B1D = jnp.broadcast_to(cls_11D.astype(self.dtype), shape)
-            x_BND = jnp.concatenate([cls_B1D, x_BND], axis=1)
-        position_1ND = self.param("pos_embed", small, (1, *x_BND.shape[1:]))
+        prefix = self._prefix(len(x_BND))
+        if self.position_prefix:
+            x_BND = self._add_positions(jnp.concatenate([*prefix, x_BND], axis=1))
+        else:
+            x_BND = jnp.concatenate([*prefix, self._add_positions(x_BND)], axis=1)
         origin = None
         if trace:
             batch, num_tokens = x_BND.shape[:2]
             one_each = jnp.eye(num_tokens, dtype=jnp.float32)
             origin = jnp.broadcast_to(one_each, (batch, num_tokens, num_tokens))
-        return Tokens(x_BND + position_1ND.astype(self.dtype), origin=origin)
+        return Tokens(x_BND, origin=origin)
 
-    def _head(self, tokens: Tokens) -> Array:
-        """Pools the tokens and returns float32 logits."""
-        if self.pool == "cls":
-            norm = layer_norm(self.layer_norm_eps, self.dtype, "norm")
-            pooled_BD = norm(tokens.x[:, 0])
+    def _add_positions(self, x_BND: Array) -> Array:
+        small = nn.initializers.truncated_normal(SPREAD)
+        position_1ND = self.param("pos_embed", small, (1, *x_BND.shape[1:]))
+        return x_BND + position_1ND.astype(self.dtype)
+
+    def _prefix(self, batch: int) -> list[Array]:
+        """Returns the learned tokens before the patches, each kind [B, P, D]."""
+        counts = {
+            "cls_token": min(1, self.prefix_tokens),
+            "dist_token": int(self.distilled),
+            "reg_token": max(0, self.prefix_tokens - 1 - self.distilled),
+        }
+        small, found = nn.initializers.truncated_normal(SPREAD), []
+        for name, count in counts.items():
+            if count:
+                token_1PD = self.param(name, small, (1, count, self.width))
+                shape = (batch, count, self.width)
+                found.append(jnp.broadcast_to(token_1PD.astype(self.dtype), shape))
+        return found
+
+    def _head(self, tokens: Tokens, *, every: bool) -> tuple[Array, Array | None]:
+        """Returns float32 logits, and if `every` the features of all tokens."""
+        name = "norm" if self.pool == "cls" else "fc_norm"
+        norm = layer_norm(self.layer_norm_eps, self.dtype, name)
+        readers = 1 + self.distilled
+        if self.pool == "avg":
+            x_BND = tokens.x
+            read = [norm(average(tokens, self.prefix_tokens))]
         else:
-            norm = layer_norm(self.layer_norm_eps, self.dtype, "fc_norm")
-            pooled_BD = norm(average(tokens, self.prefix_tokens))
-        logits_BV = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(pooled_BD)
-        return logits_BV.astype(jnp.promote_types(logits_BV.dtype, jnp.float32))
+            # Only what the head reads is normalised, unless all is wanted.
+            x_BND = norm(tokens.x if every else tokens.x[:, :readers])
+            read = [x_BND[:, reader] for reader in range(readers)]
+        for number, head in enumerate(("head", "head_dist")[:readers]):
+            if self.num_classes:
+                dense = nn.Dense(self.num_classes, dtype=self.dtype, name=head)
+                read[number] = dense(read[number])
+        logits_BV = sum(read) / readers
+        wide = jnp.promote_types(logits_BV.dtype, jnp.float32)
+        return logits_BV.astype(wide), x_BND if every else None
 
 
 def patches(images_BYXC: Array, patch_size: int) -> Array:
@@ -245,47 +283,3 @@ def finished(tokens: Tokens) -> Tokens:
     if origin is not None:
         origin = origin * jax.lax.stop_gradient(alive_BN)[..., None]
     return tokens.replace(size=tokens.sizes(), alive=alive_BN, origin=origin)
-
-
-def check_vit(model: ViT) -> None:
-    """Refuses an impossible architecture.
-
-    Raises:
-        UserError: a size that is not a positive integer or does not divide another,
-            or an unknown pooling.
-    """
-    for field in ("image_size", "patch_size", "width", "depth", "num_heads"):
-        check_positive(field, getattr(model, field))
-    check_positive("num_classes", model.num_classes)
-    if model.image_size % model.patch_size:
-        raise UserError(
-            f"image_size must be a multiple of patch_size {model.patch_size}, "
-            f"got {model.image_size}"
-        )
-    if model.width % model.num_heads:
-        raise UserError(
-            f"width must be a multiple of num_heads {model.num_heads}, "
-            f"got {model.width}"
-        )
-    if model.pool not in ("cls", "avg"):
-        raise UserError(f"pool must be 'cls' or 'avg', got {model.pool!r}")
-    if model.prefix_tokens not in (0, 1) or model.prefix_tokens < (model.pool == "cls"):
-        raise UserError(
-            "prefix_tokens must be 1 (a class token), or 0 with pool='avg', "
-            f"got {model.prefix_tokens} with pool={model.pool!r}"
-        )
-    if model.compress is not None and len(model.compress) != model.depth:
-        raise UserError(
-            f"compress must hold one true or false for each of {model.depth} blocks, "
-            f"got {len(model.compress)}"
-        )
-
-
-def check_positive(field: str, value: object) -> None:
-    """Refuses what is not a positive integer.
-
-    Raises:
-        UserError: naming the field.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{field} must be a positive whole number, got {value!r}")

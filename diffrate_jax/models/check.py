@@ -1,0 +1,65 @@
+"""What architectures are possible."""
+
+from diffrate_jax.errors import UserError
+from diffrate_jax.models.vit import ViT
+
+
+def check_vit(model: ViT) -> None:
+    """Refuses an impossible architecture.
+
+    Raises:
+        UserError: a size that is not a positive integer or does not divide another,
+            or an unknown pooling.
+    """
+    for field in ("image_size", "patch_size", "width", "depth", "num_heads"):
+        check_positive(field, getattr(model, field))
+    if model.num_classes != 0:
+        check_positive("num_classes", model.num_classes)
+    if model.image_size % model.patch_size:
+        raise UserError(
+            f"image_size must be a multiple of patch_size {model.patch_size}, "
+            f"got {model.image_size}"
+        )
+    if model.width % model.num_heads:
+        raise UserError(
+            f"width must be a multiple of num_heads {model.num_heads}, "
+            f"got {model.width}"
+        )
+    if model.pool not in ("cls", "avg"):
+        raise UserError(f"pool must be 'cls' or 'avg', got {model.pool!r}")
+    check_prefix(model)
+    if model.compress is not None and len(model.compress) != model.depth:
+        raise UserError(
+            f"compress must hold one true or false for each of {model.depth} blocks, "
+            f"got {len(model.compress)}"
+        )
+
+
+def check_positive(field: str, value: object) -> None:
+    """Refuses what is not a positive integer.
+
+    Raises:
+        UserError: naming the field.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{field} must be a positive whole number, got {value!r}")
+
+
+def check_prefix(model: ViT) -> None:
+    """Refuses prefix tokens that the rest of the architecture does not go with.
+
+    Raises:
+        UserError: too few for the pooling or the distillation token, or none countable.
+    """
+    count, pool = model.prefix_tokens, model.pool
+    least = 1 + model.distilled if pool == "cls" or model.distilled else 0
+    if isinstance(count, bool) or not isinstance(count, int) or count < least:
+        raise UserError(
+            f"prefix_tokens must be a whole number of at least {least} with "
+            f"pool={pool!r} and distilled={model.distilled}, got {count!r}"
+        )
+    if model.distilled and pool != "cls":
+        raise UserError(
+            "a distilled model reads its first two tokens: it needs pool='cls', "
+            f"got {pool!r}"
+        )
