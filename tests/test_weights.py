@@ -2,6 +2,8 @@
 
 import functools
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -334,3 +336,50 @@ def test_one_key_is_folded_with_the_place_in_the_batch(dropped):
     model, params = small()
     one = dr.forward(model, params, images, drop_path=0.5, rng=key)
     np.testing.assert_allclose(one.logits, dropped(images, keys), atol=1e-5)
+
+
+PEAK = """
+import sys, threading
+import diffrate_jax as dr
+
+def anonymous():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+model = dr.create_model("vit_large_patch16_224")
+dr.weights.abstract_weights(model)
+before, peak, done = anonymous(), [0], threading.Event()
+
+def watch():
+    while not done.wait(0.002):
+        peak[0] = max(peak[0], anonymous())
+
+thread = threading.Thread(target=watch)
+thread.start()
+params = dr.load_weights(model, sys.argv[1])
+done.set()
+thread.join()
+print(1024 * (max(peak[0], anonymous()) - before))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_reading_takes_hardly_more_memory_than_the_file(tmp_path: Path):
+    """ViT-L, 1.2 GB: tensors are read one by one and not copied again."""
+    model = dr.create_model("vit_large_patch16_224")
+    params = jax.tree.map(
+        lambda w: np.ones(w.shape, np.float32),
+        jax.eval_shape(lambda: dr.init_weights(model)),
+    )
+    path = tmp_path / "w.safetensors"
+    dr.save_weights(model, params, path)
+    found = subprocess.run(
+        [sys.executable, "-c", PEAK, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    growth = int(found.stdout) / path.stat().st_size
+    print(f"\ngrowth of anonymous memory over the file's size: {growth:.3f}")
+    assert 0.9 < growth <= 1.3
