@@ -32,8 +32,12 @@ def central(
     size_2 = tf.shape(image_YXC)[:2]
     size_2 = size_2 * resize // tf.reduce_min(size_2)
     y, x = tf.unstack(tf.cast(tf.round((size_2 - image_size) / 2), tf.int32))
-    image_YXC = _resized(image_YXC, size_2, interpolation)
-    return image_YXC[y : y + image_size, x : x + image_size]
+    # Rows first and rounded in between, as Pillow: at once, hard edges would end up to
+    # 12 of 255 levels away.
+    wide_2 = tf.stack([tf.shape(image_YXC)[0], size_2[1]])
+    image_YXC = _resized(image_YXC, wide_2, interpolation)[:, x : x + image_size]
+    high_2 = tf.stack([size_2[0], image_size])
+    return _resized(image_YXC, high_2, interpolation)[y : y + image_size]
 
 
 def random_crop(
@@ -85,17 +89,10 @@ def _random_window(shape_3: tf.Tensor, seed_2: tf.Tensor) -> tf.Tensor:
 def _resized(image_YXC: tf.Tensor, size_2: tf.Tensor, interpolation: str) -> tf.Tensor:
     """Returns bytes of the given size; bytes that have it already stay untouched."""
 
-    def along(image_YXC: tf.Tensor, size_2: tf.Tensor) -> tf.Tensor:
-        # Antialiasing is what makes this the filter of Pillow.
+    def filtered() -> tf.Tensor:
+        # Antialiasing is what makes this the filter of Pillow; halves go up there.
         values_YXC = tf.image.resize(image_YXC, size_2, interpolation, antialias=True)
-        # Halves go up, as there.
         return tf.cast(tf.clip_by_value(tf.floor(values_YXC + 0.5), 0, 255), tf.uint8)
 
-    def both() -> tf.Tensor:
-        # Rows first and rounded in between, as Pillow: at once, hard edges would end
-        # up to 12 of 255 levels away.
-        wide_2 = tf.stack([tf.shape(image_YXC)[0], size_2[1]])
-        return along(along(image_YXC, wide_2), size_2)
-
     same = tf.reduce_all(tf.shape(image_YXC)[:2] == size_2)
-    return tf.cond(same, lambda: image_YXC, both)
+    return tf.cond(same, lambda: image_YXC, filtered)
