@@ -20,12 +20,15 @@ def get_config() -> ConfigDict:
     config.weights = ""  # a .safetensors file; "" starts from random weights
 
     # On what.
-    config.dataset = "imagenet2012"
+    config.dataset = "imagenet2012"  # any of TFDS, or folder:PATH, or arrays:PATH.npz
     config.data_dir = ""  # "" is the dataset library's default
     config.train_split = "train"
     config.eval_split = "validation"
-    config.resize = 256  # evaluation: shorter side, before the central crop
     config.crop = "random_resized"  # training: or "none"
+    # "published" or "timm" (the preset's own) take the place of the next four.
+    config.preprocess = ""
+    config.resize = 256  # evaluation: shorter side, before the central crop
+    config.interpolation = "bicubic"  # or "bilinear"
     config.mean = (0.485, 0.456, 0.406)
     config.std = (0.229, 0.224, 0.225)
     config.flip = True
@@ -46,7 +49,7 @@ def get_config() -> ConfigDict:
     # The run.
     config.eval_batch_size = 256
     config.checkpoint_every = 100
-    config.log_every = 10
+    config.log_every = 10  # steps; in evaluation batches, after which it is kept
     config.cpu_devices = 0  # virtual devices, where there is no accelerator
     config.compilation_cache = ""  # folder; "" for none
     return search_fields(config)

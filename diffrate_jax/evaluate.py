@@ -4,11 +4,13 @@ Examples:
   python -m diffrate_jax.evaluate --config=configs/quickstart.py --workdir=runs/eval \
       --config.weights=runs/quickstart/train/weights.safetensors \
       --schedule=runs/quickstart/schedule.json --baselines
-  python -m diffrate_jax.evaluate --config=configs/base.py --workdir=runs/eval \
+  python -m diffrate_jax.evaluate --config=configs/deit_small.py --workdir=runs/2.9 \
       --config.weights=deit_small.safetensors --schedule=published:2.9
+  … --config.dataset=folder:/data/imagenet   class folders in train and val
 
 --config     recipe; any field of it can be set with --config.field=value
---workdir    folder for evaluation.json
+--workdir    folder for evaluation.json, of this evaluation alone; the same command
+             goes on where it stopped
 --schedule   none (default), published:2.9, tome:8, uniform:60% or a path
 --against    more of these, separated by commas, each perhaps with a name: mine=a.json
 --baselines  also evaluate the dense model and every baseline at the schedule's cost
@@ -30,7 +32,7 @@ from diffrate_jax.models.vit import Compression, ViT
 from diffrate_jax.recipes import model_of
 from diffrate_jax.runs import cost_of, run_evaluation
 from diffrate_jax.schedule import Schedule
-from diffrate_jax.tables import evaluation_table
+from diffrate_jax.tables import evaluation_table, published_table
 from diffrate_jax.workdir import make_folder
 
 
@@ -57,9 +59,11 @@ def evaluate(
         rule = schedule_of(compression, model.geometry).rule
         cases = {"dense": None} | cases
         cases |= baselines(model, macs, config.seed, rule)
-    record = run_evaluation(config, cases, command, target)
+    record = run_evaluation(config, workdir, cases, command, target)
     write_json(workdir / "evaluation.json", record)
-    print(evaluation_table(record))
+    print(
+        "\n\n".join(filter(None, [evaluation_table(record), published_table(record)]))
+    )
 
 
 def others(text: str, model: ViT, preset: str) -> dict[str, Compression | None]:

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from diffrate_jax.models import Params, forward
 from diffrate_jax.models.vit import Compression, ViT
 from diffrate_jax.progress import track
 from diffrate_jax.shapes import Array
+from diffrate_jax.tally import Tally
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Score:
         top5: share with the label among the first five, in percent.
         loss: mean cross entropy.
         images_per_second: of the median batch, input included, without the first batch.
-        correct: "1" or "0" for each of this host's examples, in order.
+        correct: "1" or "0" for each example, in the order of the split.
     """
 
     count: int
@@ -67,47 +69,62 @@ class Evaluator:
         self._params = parallel.replicate(params)
         self._dataset, self._split, self._batch_size = dataset, split, batch_size
 
-    def score(self, compression: Compression | None, name: str = "evaluate") -> Score:
+    def score(
+        self,
+        compression: Compression | None,
+        name: str = "evaluate",
+        *,
+        path: Path | None = None,
+        save_every: int = 1,
+    ) -> Score:
         """Returns what the model reaches with a compression in place.
+
+        Args:
+            compression: None for the dense model.
+            name: for the progress bar.
+            path: of a file that keeps what is counted; one that an earlier run left
+                is gone on with.
+            save_every: number of batches after which it is written.
 
         Raises:
             UserError: the split is empty, or not every example was counted once.
         """
-        size = self._dataset.size(self._split)
+        tally, size = Tally.load(path), self._dataset.size(self._split)
         step = parallel.pmap_step(
             eval_step(self._model, compression, *self._colours), donate_state=False
         )
-        sums, correct, clock = np.zeros(4), [], Clock()
-        with track(size, name, unit="image") as bar:
-            for batch in self._batches():
-                found, right = step((), self._params, parallel.shard(batch))
-                sums += np.asarray(found, np.float64)
-                correct.append(np.asarray(right)[batch["mask"] == 1])
-                clock.count(int(np.asarray(found)[0]))
+        clock, start = Clock(), min(size, tally.batches * self._batch_size)
+        with track(size, name, start=start, unit="image") as bar:
+            for batch in self._batches(tally.batches):
+                sums, verdict = step((), self._params, parallel.shard(batch))
+                tally.add(np.asarray(sums), np.asarray(verdict))
+                clock.count(int(np.asarray(sums)[0]))
+                tally.images_per_second = clock.rate() or tally.images_per_second
+                if tally.batches % save_every == 0 or tally.sums[0] == size:
+                    tally.save(path)
                 bar.update(min(self._batch_size, size - bar.n))
-        return self._score(sums, correct, clock, size)
+        return self._score(tally, size)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self, start: int) -> Iterator[Batch]:
         return self._dataset.epoch(
             self._split,
             batch_size=self._batch_size,
+            start=start,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
 
-    def _score(
-        self, sums: np.ndarray, correct: list[np.ndarray], clock: "Clock", size: int
-    ) -> Score:
-        count = round(sums[0])
+    def _score(self, tally: Tally, size: int) -> Score:
+        count = round(tally.sums[0])
         if count != size or not size:
             raise UserError(
                 f"expected to count each of the {size} examples of {self._split!r} "
                 f"once, counted {count}; the dataset is empty or damaged: prepare it "
                 "again"
             )
-        top1, top5, loss = sums[1:] / count
-        digits = "".join("01"[int(x)] for x in np.concatenate(correct))
-        return Score(count, 100 * top1, 100 * top5, loss, clock.rate(), digits)
+        top1, top5, loss = (total / count for total in tally.sums[1:])
+        rate = tally.images_per_second
+        return Score(count, 100 * top1, 100 * top5, loss, rate, tally.correct)
 
 
 class Clock:
@@ -136,8 +153,8 @@ def eval_step(
 ) -> Callable[[tuple, Params, dict[str, Array]], tuple[Array, Array]]:
     """Returns the plain function of one evaluation step.
 
-    It returns (count, top-1, top-5, loss) summed over all devices, and for each of
-    this host's examples whether the first guess was right.
+    It returns (count, top-1, top-5, loss) summed over all devices, and for each
+    example of all hosts whether the first guess was right: 1, 0, or -1 for padding.
     """
 
     def step(_: tuple, params: Params, batch: dict[str, Array]) -> tuple[Array, Array]:
@@ -154,7 +171,8 @@ def eval_step(
             loss_B,
         )
         sums = jnp.stack([jnp.sum(row * mask_B) for row in rows])
-        return parallel.total(sums), parallel.every_example(right_B)
+        verdict_B = jnp.where(mask_B > 0, right_B, -1)
+        return parallel.total(sums), parallel.all_examples(verdict_B)
 
     return step
 

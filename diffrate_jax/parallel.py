@@ -4,6 +4,7 @@ A step is written once as a plain function of (state, constants, batch) and wrap
 here. State and constants live whole on every device, without a leading axis.
 """
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffrate_jax.errors import UserError
+from diffrate_jax.files import Json
 
 AXIS = "devices"
 Tree = Any
@@ -52,6 +54,19 @@ def every_example(tree: Tree) -> Tree:
 def all_examples(tree: Tree) -> Tree:
     """Returns the examples of all devices of all hosts in order, inside a step."""
     return jax.lax.all_gather(tree, AXIS, tiled=True)
+
+
+def of_first_host(record: Json) -> Json:
+    """Returns on every host the JSON that the first one passes."""
+    if jax.process_count() == 1:
+        return record
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    text = json.dumps(record).encode()
+    size = int(broadcast_one_to_all(np.int32(len(text))))
+    # What other hosts pass does not matter, but its length must be the same.
+    letters = np.frombuffer(text[:size].ljust(size), np.uint8)
+    return json.loads(bytes(np.asarray(broadcast_one_to_all(letters))))
 
 
 def replicate(tree: Tree) -> Tree:

@@ -49,7 +49,8 @@ def quickstart(workdir: Path, command: str) -> None:
     if (workdir / "benchmark.json").exists():
         say("all is done already; remove the work directory to start again")
     evaluation = once(
-        workdir / "evaluation.json", lambda: evaluate(config, schedule, command)
+        workdir / "evaluation.json",
+        lambda: evaluate(config, workdir, schedule, command),
     )
     speed = once(workdir / "benchmark.json", lambda: time(config, schedule, command))
     write_report(workdir, workdir / "report.html", workdir / "pictures")
@@ -69,12 +70,14 @@ def prepared(workdir: Path, recipe: str) -> ConfigDict:
     return config
 
 
-def evaluate(config: ConfigDict, schedule: Schedule, command: str) -> dict[str, Json]:
+def evaluate(
+    config: ConfigDict, workdir: Path, schedule: Schedule, command: str
+) -> dict[str, Json]:
     """Evaluates dense, learned and baselines on every test image."""
     say("evaluating it and the baselines on every test image")
     model = recipes.model_of(config)
     cases = with_baselines(model, schedule, config.seed)
-    return run_evaluation(config, cases, command, config.target)
+    return run_evaluation(config, workdir, cases, command, config.target)
 
 
 def time(config: ConfigDict, schedule: Schedule, command: str) -> dict[str, Json]:

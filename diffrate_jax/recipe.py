@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Self
 
-from diffrate_jax.data.augment import Augment
+from diffrate_jax.data.augment import IMAGENET, Augment
 from diffrate_jax.errors import UserError, did_you_mean
 from diffrate_jax.rules import rule_of
 from diffrate_jax.schedule import Schedule
@@ -18,7 +18,7 @@ CHOICES = {
 
 def imagenet_colours() -> Augment:
     """Returns ImageNet's mean and standard deviation, and no augmentation."""
-    return Augment(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    return Augment(**IMAGENET)
 
 
 @dataclasses.dataclass(frozen=True)

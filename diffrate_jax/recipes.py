@@ -12,12 +12,13 @@ from diffrate_jax.baselines import parse_compression, schedule_of
 from diffrate_jax.batches import Batches
 from diffrate_jax.data import Batch, Dataset, open_dataset, steps_per_epoch
 from diffrate_jax.data.augment import Augment
-from diffrate_jax.errors import UserError
+from diffrate_jax.errors import UserError, did_you_mean
 from diffrate_jax.evaluation import Evaluator
 from diffrate_jax.files import digest
 from diffrate_jax.model_folder import load_params
 from diffrate_jax.models import Params, create_model, init_weights
 from diffrate_jax.models.vit import ViT
+from diffrate_jax.preprocess import Preprocess, of_preset, published
 from diffrate_jax.recipe import Recipe
 from diffrate_jax.sources import local_path
 from diffrate_jax.training import TrainRecipe
@@ -97,19 +98,44 @@ def weights_digest(config: ConfigDict) -> str:
     return digest(local_path(config.weights) if config.weights else "")
 
 
+def preprocess_of(config: ConfigDict, model: ViT) -> Preprocess:
+    """Returns what images go through before the model evaluates them.
+
+    Raises:
+        UserError: an unknown `preprocess`, or a model without one of its own.
+    """
+    if config.preprocess == "published":
+        return published(model.image_size)
+    if config.preprocess == "timm":
+        return of_preset(config.model, model.image_size)
+    if config.preprocess:
+        hint = did_you_mean(config.preprocess, ["published", "timm"])
+        raise UserError(f"unknown config.preprocess {config.preprocess!r}; {hint}")
+    return Preprocess(
+        "recipe",
+        config.resize,
+        model.image_size,
+        config.interpolation,
+        tuple(config.mean),
+        tuple(config.std),
+    )
+
+
 def dataset_of(config: ConfigDict, model: ViT) -> Dataset:
     """Returns the config's dataset, brought to the model's image size.
 
     Raises:
         UserError: it cannot be opened, or has more classes than the model.
     """
+    preprocess = preprocess_of(config, model)
     try:
         dataset = open_dataset(
             config.dataset,
             image_size=model.image_size,
             data_dir=config.data_dir or None,
             crop=config.crop,
-            resize=config.resize,
+            resize=preprocess.resize,
+            interpolation=preprocess.interpolation,
         )
     except OSError as error:
         raise UserError(
@@ -146,11 +172,12 @@ def batches_of(config: ConfigDict, dataset: Dataset) -> Batches:
     return stream
 
 
-def augment_of(config: ConfigDict) -> Augment:
+def augment_of(config: ConfigDict, model: ViT) -> Augment:
     """Returns what the config does to training images and labels."""
+    preprocess = preprocess_of(config, model)
     return Augment(
-        mean=tuple(config.mean),
-        std=tuple(config.std),
+        mean=preprocess.mean,
+        std=preprocess.std,
         flip=config.flip,
         shift=config.shift,
         label_smoothing=config.label_smoothing,
@@ -170,7 +197,7 @@ def search_recipe(config: ConfigDict, model: ViT) -> Recipe:
         compression = parse_compression(start, model, config.model)
         start = schedule_of(compression, model.geometry)
     fields = {name: config[name] for name in names}
-    return Recipe(start=start, augment=augment_of(config), **fields)
+    return Recipe(start=start, augment=augment_of(config, model), **fields)
 
 
 def targets_of(config: ConfigDict) -> list[str]:
@@ -178,7 +205,7 @@ def targets_of(config: ConfigDict) -> list[str]:
     return [str(target) for target in config.targets or (config.target,)]
 
 
-def train_recipe(config: ConfigDict) -> TrainRecipe:
+def train_recipe(config: ConfigDict, model: ViT) -> TrainRecipe:
     """Returns how the config trains weights."""
     return TrainRecipe(
         steps=config.steps,
@@ -188,7 +215,7 @@ def train_recipe(config: ConfigDict) -> TrainRecipe:
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
         drop_path=config.drop_path,
-        augment=augment_of(config),
+        augment=augment_of(config, model),
         seed=config.seed,
     )
 
@@ -197,12 +224,13 @@ def evaluator_of(
     config: ConfigDict, model: ViT, params: Params, dataset: Dataset
 ) -> Evaluator:
     """Returns what evaluates schedules on the config's evaluation split."""
+    preprocess = preprocess_of(config, model)
     return Evaluator(
         model,
         params,
         dataset,
         config.eval_split,
         batch_size=config.eval_batch_size,
-        mean=tuple(config.mean),
-        std=tuple(config.std),
+        mean=preprocess.mean,
+        std=preprocess.std,
     )

@@ -1,6 +1,7 @@
 """The runs that programs are made of: each fills one folder and can be repeated."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import jax
@@ -15,15 +16,15 @@ from diffrate_jax.errors import UserError
 from diffrate_jax.evaluation import score_row
 from diffrate_jax.files import Json
 from diffrate_jax.inference import compile_inference
-from diffrate_jax.models import Params
+from diffrate_jax.models import Params, architecture
 from diffrate_jax.models.vit import Compression, ViT
-from diffrate_jax.schedule import Schedule
+from diffrate_jax.schedule import Schedule, published_figures
 from diffrate_jax.timing import Timed, time_in_turn
 from diffrate_jax.training import train
 from diffrate_jax.weights import save_weights
 from diffrate_jax.workdir import claim
 
-WEIGHTS = "weights.safetensors"
+WEIGHTS, TALLIES = "weights.safetensors", "evaluation"
 Cases = dict[str, Compression | None]
 
 
@@ -37,13 +38,14 @@ def run_training(config: ConfigDict, workdir: Path, schedule: str = "none") -> P
     """
     model = recipes.model_of(config)
     compression = parse_compression(schedule, model, config.model)
-    recipe = recipes.train_recipe(config)
+    recipe = recipes.train_recipe(config, model)
     dataset = recipes.dataset_of(config, model)
     batches = recipes.batches_of(config, dataset)
     params = recipes.params_of(config, model, required=False)
     run = {"program": "finetune", "schedule": schedule}
     run |= {"weights_sha256": recipes.weights_digest(config)}
     claim(workdir, config.to_dict() | run)
+    print(recipes.preprocess_of(config, model), file=sys.stderr)
     params = train(
         model,
         params,
@@ -71,35 +73,29 @@ def with_baselines(model: ViT, schedule: Schedule, seed: int) -> Cases:
 
 
 def run_evaluation(
-    config: ConfigDict, cases: Cases, command: str, target: str | None = None
+    config: ConfigDict,
+    workdir: Path,
+    cases: Cases,
+    command: str,
+    target: str | None = None,
 ) -> dict[str, Json]:
     """Evaluates each case on every example of the split; returns the record.
 
     Args:
         config: recipe with model, weights, dataset and split.
+        workdir: whose folder `evaluation` keeps what is counted, so that the same
+            command goes on where it stopped.
         cases: what to evaluate, by name.
         command: that gives these figures.
         target: the budget that the cases share, if they do.
 
     Raises:
-        UserError: data or weights that do not fit, or a loss that is not finite.
+        UserError: data or weights that do not fit, a loss that is not finite, or a
+            work directory that holds another evaluation.
     """
     model = recipes.model_of(config)
-    params = recipes.params_of(config, model)
-    evaluator = recipes.evaluator_of(
-        config, model, params, recipes.dataset_of(config, model)
-    )
-    rows = [
-        score_row(name, model, compression, evaluator.score(compression, name))
-        | {"target": target}
-        for name, compression in cases.items()
-    ]
-    for row in rows:
-        if not np.isfinite(row["loss"]):
-            raise UserError(
-                f"the loss of {row['name']!r} is not finite, so nothing it reaches "
-                "means anything; check the weights and the data"
-            )
+    rows = evaluated(config, workdir / TALLIES, model, cases)
+    check_losses(rows)
     return {
         "kind": "evaluation",
         "command": command,
@@ -107,9 +103,76 @@ def run_evaluation(
         "model": config.model,
         "dataset": config.dataset,
         "split": config.eval_split,
+        "preprocess": dataclasses.asdict(recipes.preprocess_of(config, model)),
         "dense_macs": cost_macs(model, None),
-        "rows": rows,
+        "rows": [row | {"target": target} for row in rows],
     }
+
+
+def evaluated(
+    config: ConfigDict, folder: Path, model: ViT, cases: Cases
+) -> list[dict[str, Json]]:
+    """Returns a row for each case, counted into the files of a folder."""
+    params = recipes.params_of(config, model)
+    dataset = recipes.dataset_of(config, model)
+    evaluator = recipes.evaluator_of(config, model, params, dataset)
+    claim(folder, counted(config, model, cases, dataset.size(config.eval_split)))
+    print(recipes.preprocess_of(config, model), file=sys.stderr)
+    rows = []
+    for number, (name, compression) in enumerate(cases.items()):
+        tally = {"path": folder / f"{number}.json", "save_every": config.log_every}
+        score = evaluator.score(compression, name, **tally)
+        row = score_row(name, model, compression, score)
+        rows.append(row | as_published(config.model, compression, model))
+    return rows
+
+
+def as_published(
+    preset: str, compression: Compression | None, model: ViT
+) -> dict[str, Json]:
+    """Returns what was published of a schedule that was; nothing of others."""
+    provenance = schedule_of(compression, model.geometry).provenance
+    if "published" not in provenance:
+        return {}
+    target = provenance["published"]
+    return {"published": {"target": target} | published_figures(preset, target)}
+
+
+def counted(config: ConfigDict, model: ViT, cases: Cases, size: int) -> dict[str, Json]:
+    """Returns all that an evaluation's counts depend on."""
+    schedules = {
+        name: schedule_of(compression, model.geometry)
+        for name, compression in cases.items()
+    }
+    return {
+        "program": "evaluate",
+        "model": architecture(model),
+        "weights_sha256": recipes.weights_digest(config),
+        "dataset": config.dataset,
+        "split": config.eval_split,
+        "images": size,
+        "batch": config.eval_batch_size,
+        "preprocess": dataclasses.asdict(recipes.preprocess_of(config, model)),
+        "rows": list(cases),
+        "schedules": {
+            name: {"rule": found.rule, "prune": found.prune, "merge": found.merge}
+            for name, found in schedules.items()
+        },
+    }
+
+
+def check_losses(rows: list[dict[str, Json]]) -> None:
+    """Refuses figures that mean nothing.
+
+    Raises:
+        UserError: naming the first row whose loss is not finite.
+    """
+    for row in rows:
+        if not np.isfinite(row["loss"]):
+            raise UserError(
+                f"the loss of {row['name']!r} is not finite, so nothing it reaches "
+                "means anything; check the weights and the data"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -230,6 +230,22 @@ def published_schedule(model: str, target: float | str) -> Schedule:
     return Schedule(record["prune"], record["merge"], {"published": str(target)})
 
 
+def published_figures(model: str, target: str) -> dict[str, float]:
+    """Returns what DiffRate printed for a schedule of its own, nothing if it did not.
+
+    Args:
+        model: preset name.
+        target: the cost in GMACs that the schedule was learned for.
+
+    Returns:
+        ``top1`` and ``top5`` in percent and ``loss`` on ImageNet's validation images,
+        weights unchanged, and ``gmacs``.
+    """
+    path = PUBLISHED / f"{model}.json"
+    released = json.loads(path.read_text())["schedules"] if path.exists() else {}
+    return released.get(target, {}).get("published", {})
+
+
 def _counts(values: Sequence[int], name: str) -> tuple[int, ...]:
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
         raise UserError(

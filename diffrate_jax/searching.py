@@ -44,6 +44,7 @@ def run_search(config: ConfigDict, workdir: Path) -> list[Schedule]:
     batches = recipes.batches_of(config, recipes.dataset_of(config, model))
     run = {"program": "search", "weights_sha256": recipes.weights_digest(config)}
     claim(workdir, config.to_dict() | run)
+    print(recipes.preprocess_of(config, model), file=sys.stderr)
     files = [schedule_file(target, alone=len(targets) == 1) for target in targets]
     if all((workdir / file).exists() for file in files):
         return [Schedule.load(workdir / file) for file in files]
@@ -137,6 +138,7 @@ def evaluator_of(config: ConfigDict, model: ViT) -> Evaluator:
     """Returns what evaluates schedules on the next images of the training stream."""
     params = recipes.params_of(config, model)
     dataset = recipes.dataset_of(config, model)
+    preprocess = recipes.preprocess_of(config, model)
     used = config.steps * len(recipes.targets_of(config))
     used += -(-config.refine_images // config.batch_size)
     count = -(-config.compare_images // config.batch_size)
@@ -146,8 +148,8 @@ def evaluator_of(config: ConfigDict, model: ViT) -> Evaluator:
         held_out(dataset, recipes.batches_of(config, dataset), used, count),
         config.train_split,
         batch_size=config.batch_size,
-        mean=tuple(config.mean),
-        std=tuple(config.std),
+        mean=preprocess.mean,
+        std=preprocess.std,
     )
 
 

@@ -29,6 +29,28 @@ def evaluation_table(record: dict[str, Json]) -> str:
     return aligned(rows)
 
 
+def published_table(record: dict[str, Json]) -> str:
+    """Returns published schedules as measured and as published; may be empty."""
+    rows = [["", "top-1 %", "top-5 %", "loss", "GMACs"]]
+    for row in (row for row in record["rows"] if "published" in row):
+        own = row | {"gmacs": row["macs"] / 1e9}
+        rows.append([f"{row['name']}, measured here", *published_cells(own)])
+        if "top1" in row["published"]:
+            cells = published_cells(row["published"])
+            rows.append([f"{row['name']}, as published", *cells])
+    return aligned(rows) if len(rows) > 1 else ""
+
+
+def published_cells(figures: dict[str, Json]) -> list[str]:
+    """Returns what the published evaluation prints, to as many places."""
+    return [
+        f"{figures['top1']:.3f}",
+        f"{figures['top5']:.3f}",
+        f"{figures['loss']:.3f}",
+        f"{figures['gmacs']:.3f}",
+    ]
+
+
 def random_line(drawn: Sequence[dict[str, Json]]) -> list[str]:
     """Returns mean and spread over random schedules as one row."""
     mean = lambda key: np.mean([row[key] for row in drawn])  # noqa: E731

@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies
 from PIL import Image
 
 from diffrate_jax.data import open_dataset
+from diffrate_jax.data.held_out import HeldOut
 from diffrate_jax.errors import UserError
 
 # Height, width, colours and format of the stored images of `odd_images`.
@@ -145,6 +146,31 @@ def test_an_epoch_of_training_repeats_nothing(digits):
 def test_evaluation_sees_every_example_once(arrays, numbers):
     share, hosts, size = numbers
     check_epoch(arrays, f"train[:{size}]", share, hosts, IMAGE[:size])
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+@pytest.mark.parametrize("kind", ["arrays train", "digits test[:50]"])
+def test_evaluation_can_begin_at_any_batch(request, kind, hosts):
+    """And a batch holds the same examples for any number of hosts."""
+    name, split = kind.split()
+    dataset = request.getfixturevalue(name)
+    whole = list(dataset.epoch(split, batch_size=8))
+    ranks = range(hosts)
+    order = np.concatenate([np.arange(8)[i::hosts] for i in ranks])
+    for start in (0, 1, len(whole) - 1, len(whole)):
+        options = {"batch_size": 8, "start": start, "process_count": hosts}
+        parts = [list(dataset.epoch(split, **options, process_index=i)) for i in ranks]
+        steps = [joined(list(shares)) for shares in zip(*parts, strict=True)]
+        wanted = [{k: v[order] for k, v in b.items()} for b in whole[start:]]
+        np.testing.assert_equal(steps, wanted)
+
+
+def test_held_out_batches_can_begin_at_any_batch(arrays):
+    batches = take(arrays.batches("train", batch_size=8, seed=0), 2)
+    held_out = HeldOut(arrays, batches, 1)
+    assert held_out.size("train") == 16
+    found = list(held_out.epoch("train", batch_size=8, start=1))
+    np.testing.assert_equal(found, [batches[1] | {"mask": np.ones(8, np.float32)}])
 
 
 @pytest.mark.parametrize(("share", "hosts"), [(7, 3), (64, 1), (30, 2)])

@@ -1,6 +1,8 @@
 """Evaluation counts every example once; compiled inference is the forward pass."""
 
+import dataclasses
 import functools
+import itertools
 import os
 import socket
 import subprocess
@@ -14,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 from test_weights import random_params
 
 import diffrate_jax as dr
@@ -22,6 +25,7 @@ from diffrate_jax.data import open_dataset, pad_batches
 from diffrate_jax.data.augment import normalise
 from diffrate_jax.evaluation import Evaluator, eval_step, rank_of_label, score_row
 from diffrate_jax.inference import compile_inference
+from diffrate_jax.tally import Tally
 
 COUNT, BATCH, CLASSES = 53, 8, 7
 COLOURS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
@@ -54,6 +58,17 @@ def dataset(tmp_path_factory: pytest.TempPathFactory):
     path = tmp_path_factory.mktemp("data") / "d.npz"
     np.savez(path, test_image=images, test_label=labels, num_classes=CLASSES)
     return open_dataset(f"arrays:{path}", image_size=8)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory):
+    """The same 53 images as files, all of the size of the model."""
+    root = tmp_path_factory.mktemp("photos") / "test"
+    for label in range(CLASSES):
+        (root / str(label)).mkdir(parents=True)
+    for number, (image, label) in enumerate(zip(*examples(), strict=True)):
+        Image.fromarray(image).save(root / str(label) / f"{number:02}.png")
+    return open_dataset(f"folder:{root}", image_size=8)
 
 
 def evaluator(dataset, model=None, batch_size: int = BATCH) -> Evaluator:
@@ -99,16 +114,26 @@ def test_every_example_counts_once(dataset, name: str):
     assert row["correct"] == score.correct
 
 
-def host(path: str, port: str, process: str) -> None:
-    """What each process of the next test does: evaluate its share, and print it."""
+def host(name: str, folder: str, port: str, process: str) -> None:
+    """What each process of the next test does: evaluate its share, and print it.
+
+    It counts twice, the second time from the file of a tally that only the first
+    process can read.
+    """
     jax.distributed.initialize(f"localhost:{port}", 2, int(process))
-    score = evaluator(open_dataset(f"arrays:{path}", image_size=8)).score(None)
-    print(score.count, float(score.top1), score.correct)
+    dataset, own = open_dataset(name, image_size=8), Path(folder) / process
+    for path in (None, own / "tally.json"):
+        score = evaluator(dataset).score(None, path=path)
+        print(score.count, float(score.top1), float(score.loss), score.correct)
 
 
 @pytest.mark.slow
-def test_two_processes_count_every_example_once(dataset):
-    """Example i belongs to process i modulo 2; sums are over all of them."""
+@pytest.mark.parametrize("kind", ["arrays", "folder"])
+def test_two_processes_count_every_example_once(kind, dataset, photos, tmp_path):
+    """Sums and the order of examples are those of one process."""
+    data = {"arrays": dataset, "folder": photos}[kind]
+    wanted = evaluator(data).score(None)
+    cut_short(data, tmp_path / "0" / "tally.json", batches=3)
     with socket.create_server(("localhost", 0)) as server:
         port = str(server.getsockname()[1])
     tests = Path(__file__).parent
@@ -119,22 +144,99 @@ def test_two_processes_count_every_example_once(dataset):
         "import test_evaluation\n"
         "test_evaluation.host(*sys.argv[1:])\n"
     )
-    path = dataset.name.removeprefix("arrays:")
     environment = os.environ | {"PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", code, path, port, str(number)],
+            [sys.executable, "-c", code, data.name, tmp_path, port, str(number)],
             stdout=subprocess.PIPE, text=True, env=environment,
         )
         for number in range(2)
     ]  # fmt: skip
-    lines = [process.communicate(timeout=300)[0].split() for process in processes]
-    right = logits("dense").argmax(axis=1) == examples()[1]
-    for number, line in enumerate(lines):
-        count, top1, correct = line[-3:]
-        assert int(count) == COUNT
-        assert float(top1) == pytest.approx(100 * right.mean())
-        assert correct == "".join("01"[int(r)] for r in right[number::2])
+    for process in processes:
+        lines = process.communicate(timeout=300)[0].splitlines()[-2:]
+        for count, top1, loss, correct in map(str.split, lines):
+            assert int(count) == COUNT
+            assert float(top1) == wanted.top1
+            assert float(loss) == pytest.approx(wanted.loss, rel=1e-6)
+            assert correct == wanted.correct
+    assert not (tmp_path / "1").exists()
+
+
+class StoppedError(Exception):
+    """What ends an evaluation early."""
+
+
+def cut_short(dataset, path: Path, batches: int, save_every: int = 1) -> None:
+    """Evaluates the first batches and leaves what a killed run leaves."""
+    own = evaluator(dataset)
+    every = own._batches
+
+    def few(start: int) -> Iterator:
+        yield from itertools.islice(every(start), batches)
+        raise StoppedError
+
+    own._batches = few
+    with pytest.raises(StoppedError):
+        own.score(None, path=path, save_every=save_every)
+
+
+@pytest.mark.parametrize(
+    ("kind", "batches", "save_every", "kept"),
+    [
+        ("photos", 3, 2, 2),
+        ("dataset", 6, 1, 6),
+        ("dataset", 1, 2, 0),
+        ("dataset", 7, 4, 7),
+    ],
+)
+def test_a_stopped_evaluation_goes_on(
+    request, tmp_path, kind: str, batches: int, save_every: int, kept: int
+):
+    """To the bit: the same batches, the same sums, in the same order."""
+    data = request.getfixturevalue(kind)
+    path = tmp_path / "tally.json"
+    cut_short(data, path, batches, save_every)
+    assert Tally.load(path).batches == kept
+    read = []
+    counting = evaluator(data)
+    every = counting._batches
+    counting._batches = lambda start: read.append(start) or every(start)
+    score = counting.score(None, path=path)
+    whole = evaluator(data).score(None)
+    assert read == [kept]
+    assert without_rate(score) == without_rate(whole)
+    again = evaluator(data).score(None, path=path)
+    assert again == dataclasses.replace(
+        whole, images_per_second=again.images_per_second
+    )
+    assert again.images_per_second == score.images_per_second or kept == 7
+
+
+def without_rate(score) -> dict:
+    """Returns all of a score but its time."""
+    return dataclasses.asdict(dataclasses.replace(score, images_per_second=0))
+
+
+@pytest.mark.parametrize("text", ["[]", '{"batches": 1, "sum": 3}', "{"])
+def test_a_damaged_tally_is_refused(dataset, tmp_path, text: str):
+    path = tmp_path / "tally.json"
+    path.write_text(text)
+    with pytest.raises(dr.UserError, match="remove it|write it again"):
+        evaluator(dataset).score(None, path=path)
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_a_tally_puts_examples_in_the_order_of_the_split(hosts, monkeypatch):
+    """Host p has the examples p, p + hosts, and so on."""
+    monkeypatch.setattr(jax, "process_count", lambda: hosts)
+    right = np.arange(BATCH) % 3 == 0
+    verdict = np.where(np.arange(BATCH) < 6, right, -1)
+    tally = Tally()
+    tally.add(np.array([6.0, 2, 2, 0.5]), np.concatenate(
+        [verdict[host::hosts] for host in range(hosts)]
+    ))  # fmt: skip
+    assert tally.correct == "100100"
+    assert (tally.batches, tally.sums) == (1, [6, 2, 2, 0.5])
 
 
 @pytest.fixture(scope="module")
@@ -160,12 +262,19 @@ def on_devices() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     return run
 
 
-def test_one_device_counts_what_four_do(dataset, on_devices):
-    for batch in dataset.epoch("test", batch_size=BATCH):
-        sums, right = on_devices(1, batch)
-        other_sums, other_right = on_devices(4, batch)
+@pytest.mark.parametrize("num_devices", [2, 4])
+@pytest.mark.parametrize("kind", ["dataset", "photos"])
+def test_one_device_counts_what_several_do(request, kind, num_devices, on_devices):
+    count = 0
+    data = request.getfixturevalue(kind)
+    for batch in data.epoch("test", batch_size=BATCH):
+        sums, verdict = on_devices(1, batch)
+        other_sums, other_verdict = on_devices(num_devices, batch)
         np.testing.assert_allclose(sums, other_sums, rtol=1e-5)
-        np.testing.assert_array_equal(right, other_right)
+        np.testing.assert_array_equal(verdict, other_verdict)
+        count += int(other_sums[0])
+        assert (verdict >= 0).sum() == sums[0]
+    assert count == COUNT
 
 
 def test_padding_is_never_counted(on_devices):

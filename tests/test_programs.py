@@ -622,7 +622,7 @@ def test_loss_that_is_not_finite_names_its_step_every_time(paths, capfd):
 def test_weights_that_are_not_finite_are_not_saved(paths, capfd, monkeypatch):
     monkeypatch.setattr(runs, "train", lambda *_, **__: {"head": np.full(3, np.nan)})
     assert run(FINETUNE, paths) == 2
-    assert capfd.readouterr().err.startswith("error: the trained weights are not finit")
+    assert "\nerror: the trained weights are not finite; " in capfd.readouterr().err
     assert not (paths["work"] / "weights.safetensors").exists()
 
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from diffrate_jax.errors import UserError, did_you_mean
 
-ARRAYS = "arrays:"
+ARRAYS, FOLDER = "arrays:", "folder:"
 CROPS = ("none", "random_resized")
+INTERPOLATIONS = ("bicubic", "bilinear")
 
 Batch = dict[str, np.ndarray]
 
@@ -84,17 +85,21 @@ class Dataset(Protocol):
         split: str,
         *,
         batch_size: int,
+        start: int = 0,
         process_index: int = 0,
         process_count: int = 1,
     ) -> Iterator[Batch]:
         """Returns every example exactly once over all hosts, in a fixed order.
 
-        Every host yields the same number of equally shaped batches, because a host
-        with fewer would leave the others waiting in a collective.
+        Example i goes to host i modulo `process_count`, so that a batch holds the same
+        examples for any number of hosts. Every host yields the same number of equally
+        shaped batches, because a host with fewer would leave the others waiting in a
+        collective.
 
         Args:
             split: Name of a split, perhaps with a slice.
             batch_size: Examples per step over all hosts.
+            start: Batch to begin with; those before it are not read.
             process_index: Number of this host.
             process_count: Number of hosts.
 
@@ -114,48 +119,66 @@ def open_dataset(
     data_dir: str | None = None,
     crop: str = "none",
     resize: int | None = None,
+    interpolation: str = "bicubic",
 ) -> Dataset:
     """Opens a dataset by name.
 
     Args:
         name: ``digits`` (made on first use), any prepared TensorFlow dataset
-            (``cifar10``, ``imagenet2012``), or ``arrays:PATH.npz``.
+            (``cifar10``, ``imagenet2012``), ``arrays:PATH.npz``, or ``folder:PATH``
+            with a folder of images to a class.
         image_size: Rows and columns of the images returned, in pixels.
         data_dir: Where TensorFlow datasets are; its own default without.
         crop: What training images go through: ``random_resized`` is a random crop
             brought to `image_size`, ``none`` is the same as in evaluation.
         resize: What evaluation brings the shorter side to before it cuts the central
             `image_size` pixels; `image_size` without.
+        interpolation: ``bicubic`` or ``bilinear``, both with antialiasing, of training
+            and evaluation.
 
     Raises:
         UserError: unknown name, dataset not prepared, or images that cannot be
             brought to `image_size` in the way asked for.
     """
-    if crop not in CROPS:
-        hint = did_you_mean(crop, CROPS)
-        raise UserError(f"unknown crop {crop!r}; {hint}")
+    _check_choice("crop", crop, CROPS)
+    _check_choice("interpolation", interpolation, INTERPOLATIONS)
     if resize is not None and resize < image_size:
         raise UserError(
             f"resize must be at least image_size, {image_size}, found {resize}; "
             "raise it or leave it out"
         )
     if name.startswith(ARRAYS):
-        from diffrate_jax.data.arrays import Arrays
+        return _open_arrays(name, image_size, crop, resize)
+    sizes = {"image_size": image_size, "resize": resize}
+    how = {"crop": crop, "interpolation": interpolation}
+    if name.startswith(FOLDER):
+        from diffrate_jax.data.folder import Folder
 
-        if crop != "none" or resize not in (None, image_size):
-            raise UserError(
-                f"{name!r} holds images of the final size, found crop {crop!r} and "
-                f"resize {resize}; set crop=none and resize={image_size}"
-            )
-        return Arrays(name.removeprefix(ARRAYS), image_size=image_size)
+        return Folder(name.removeprefix(FOLDER), **sizes, **how)
     # Before TensorFlow is imported, else it talks on standard error.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     from diffrate_jax.data.tfds import Tfds
 
-    return Tfds(
-        name, data_dir=data_dir, image_size=image_size, crop=crop, resize=resize
-    )
+    return Tfds(name, data_dir=data_dir, **sizes, **how)
+
+
+def _check_choice(what: str, choice: str, known: tuple[str, ...]) -> None:
+    if choice not in known:
+        raise UserError(f"unknown {what} {choice!r}; {did_you_mean(choice, known)}")
+
+
+def _open_arrays(name: str, image_size: int, crop: str, resize: int | None) -> Dataset:
+    """Opens an `.npz` file, whose images nothing resizes."""
+    from diffrate_jax.data.arrays import Arrays
+
+    if crop != "none" or resize not in (None, image_size):
+        raise UserError(
+            f"{name!r} holds images of the final size, found crop {crop!r} and "
+            f"resize {resize}; set crop=none and resize={image_size}, and no "
+            "preprocess"
+        )
+    return Arrays(name.removeprefix(ARRAYS), image_size=image_size)
 
 
 def host_batch_size(batch_size: int, process_count: int) -> int:
@@ -185,6 +208,11 @@ def steps_per_epoch(dataset: Dataset, split: str, batch_size: int) -> int:
             f"{dataset.name}, found {batch_size}; lower it"
         )
     return size // batch_size
+
+
+def num_batches(size: int, batch_size: int) -> int:
+    """Returns how many batches an evaluation of `size` examples takes."""
+    return -(-size // batch_size)
 
 
 def pad_batches(

@@ -1,6 +1,5 @@
 """Datasets that fit in memory, from one `.npz` file."""
 
-import re
 import zipfile
 from collections.abc import Iterator
 
@@ -10,13 +9,17 @@ from diffrate_jax.data import (
     ARRAYS,
     Batch,
     host_batch_size,
+    num_batches,
     pad_batches,
     steps_per_epoch,
 )
-from diffrate_jax.errors import UserError, did_you_mean
-
-_BOUND = r"(-?\d+|-?\d+(?:\.\d+)?%)?"
-_SPLIT = re.compile(rf"([\w-]+)(?:\[{_BOUND}:{_BOUND}\])?")
+from diffrate_jax.data.order import (
+    evaluation_rows,
+    sliced,
+    split_name,
+    training_rows,
+)
+from diffrate_jax.errors import UserError
 
 
 class Arrays:
@@ -61,79 +64,52 @@ class Arrays:
     ) -> Iterator[Batch]:
         """Returns the training stream; see `Dataset.batches`."""
         share = host_batch_size(batch_size, process_count)
-        steps = steps_per_epoch(self, split, batch_size)
+        steps_per_epoch(self, split, batch_size)
         images_NYXC, labels_N = self._select(split)
-
-        def stream(epoch: int, step: int) -> Iterator[Batch]:
-            while True:
-                order_N = _permutation(len(labels_N), seed, epoch)
-                for first in range(step * batch_size, steps * batch_size, batch_size):
-                    rows_B = order_N[first + process_index * share :][:share]
-                    yield {"image": images_NYXC[rows_B], "label": labels_N[rows_B]}
-                epoch, step = epoch + 1, 0
-
-        return stream(*divmod(start, steps))
+        rows = training_rows(
+            len(labels_N),
+            batch_size=batch_size,
+            seed=seed,
+            start=start,
+            first=process_index * share,
+            share=share,
+        )
+        return (
+            {"image": images_NYXC[rows_B], "label": labels_N[rows_B]}
+            for _, rows_B in rows
+        )
 
     def epoch(
         self,
         split: str,
         *,
         batch_size: int,
+        start: int = 0,
         process_index: int = 0,
         process_count: int = 1,
     ) -> Iterator[Batch]:
         """Returns every example once; see `Dataset.epoch`."""
         share = host_batch_size(batch_size, process_count)
         images_NYXC, labels_N = self._select(split)
-        mine = slice(process_index, None, process_count)
-        own_NYXC, own_N = images_NYXC[mine], labels_N[mine]
-        batches = (
-            {"image": own_NYXC[i : i + share], "label": own_N[i : i + share]}
-            for i in range(0, len(own_N), share)
+        rows = evaluation_rows(
+            len(labels_N),
+            share=share,
+            start=start,
+            process_index=process_index,
+            process_count=process_count,
         )
         return pad_batches(
-            batches,
-            count=-(-len(labels_N) // batch_size),
+            ({"image": images_NYXC[row_B], "label": labels_N[row_B]} for row_B in rows),
+            count=num_batches(len(labels_N), batch_size) - start,
             batch_size=share,
             image_size=self.image_size,
         )
 
     def _select(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns the images and labels of a split, sliced as its name says."""
-        match = _SPLIT.fullmatch(split)
-        name, first, last = match.groups() if match else (split, None, None)
-        if name not in self._splits:
-            hint = did_you_mean(name, self._splits)
-            raise UserError(f"{self.name} has no split {split!r}; {hint}")
-        images_NYXC, labels_N = self._splits[name]
-        size = len(labels_N)
-        start = 0 if first is None else _position(first, size)
-        stop = size if last is None else _position(last, size)
-        if not 0 <= start < stop <= size:
-            raise UserError(
-                f"a slice of {name!r} must lie within its {size} examples and hold "
-                f"at least one, found {split!r}; change its bounds"
-            )
-        return images_NYXC[start:stop], labels_N[start:stop]
-
-
-def _position(bound: str, size: int) -> int:
-    """Turns a bound of a slice into an example's number, as TFDS does."""
-    if bound.endswith("%"):
-        position = round(float(bound[:-1]) * size / 100)
-    else:
-        position = int(bound)
-    return position + size if bound.startswith("-") else position
-
-
-def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns the order of an epoch, int64 [N].
-
-    Sorting Philox's raw words gives the same order with every release of numpy, which
-    `Generator.permutation` does not promise.
-    """
-    key_2 = np.array([seed, epoch], np.int64).view(np.uint64)
-    return np.argsort(np.random.Philox(key=key_2).random_raw(size), kind="stable")
+        images_NYXC, labels_N = self._splits[split_name(split, self._splits, self.name)]
+        rows = sliced(split, len(labels_N))
+        return images_NYXC[rows], labels_N[rows]
 
 
 def _read(path: str) -> dict[str, np.ndarray]:

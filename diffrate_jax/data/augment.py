@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from diffrate_jax.errors import UserError
 
 Colour = tuple[float, float, float]
+# Of the photos of ImageNet; what torchvision's and timm's models are made for.
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 @dataclass(frozen=True)

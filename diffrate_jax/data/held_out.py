@@ -10,7 +10,8 @@ from diffrate_jax.data import Batch, Dataset
 class HeldOut:
     """A few batches of a stream, every image once; see `diffrate_jax.data.Dataset`.
 
-    It has one split, whatever its name, and no training stream.
+    It has one split, whatever its name, and no training stream. Every host keeps the
+    examples that the stream gave it.
     """
 
     def __init__(
@@ -29,10 +30,11 @@ class HeldOut:
         split: str,
         *,
         batch_size: int,
+        start: int = 0,
         process_index: int = 0,
         process_count: int = 1,
     ) -> Iterator[Batch]:
         """Returns every example once, in the batches it came in."""
-        for batch in self._batches:
+        for batch in self._batches[start:]:
             mask_B = np.ones(len(batch["label"]), np.float32)
             yield {"image": batch["image"], "label": batch["label"], "mask": mask_B}

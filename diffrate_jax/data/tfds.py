@@ -16,17 +16,17 @@ from diffrate_jax.data import (
     Batch,
     digits,
     host_batch_size,
+    num_batches,
     pad_batches,
     steps_per_epoch,
 )
+from diffrate_jax.data.photo_tf import central, random_crop
 from diffrate_jax.errors import UserError, did_you_mean
 
 Example = tuple[tf.Tensor, tf.Tensor]
 
 _SHUFFLE_BYTES = 2**29
 _FILES_AT_ONCE = 16
-# As Pillow, to the bit; TensorFlow's default is 1.5 of 255 levels away and no faster.
-_JPEG = {"channels": 3, "dct_method": "INTEGER_ACCURATE"}
 # Opening the next epoch of digits takes as long as three batches.
 _BATCHES_AHEAD = 4
 
@@ -46,6 +46,7 @@ class Tfds:
         data_dir: str | None = None,
         crop: str = "none",
         resize: int | None = None,
+        interpolation: str = "bicubic",
     ) -> None:
         """Finds the files; `diffrate_jax.data.open_dataset` explains the arguments.
 
@@ -57,7 +58,7 @@ class Tfds:
         self.name = name
         self.image_size = image_size
         self._crop = crop
-        self._resize = resize or image_size
+        self._resize, self._interpolation = resize or image_size, interpolation
         self._info = info = _prepared(name, data_dir).info
         self._keys = _image_and_label(name, info)
         self.num_classes = info.features[self._keys[1]].num_classes
@@ -102,7 +103,8 @@ class Tfds:
             if self._crop == "none":
                 return self._evaluation_example(record)
             own = {"seed_2": tf.stack([np.int64(seed), index]), "size": self.image_size}
-            return self._example(record, partial(_random_crop, **own))
+            own |= {"interpolation": self._interpolation}
+            return self._example(record, partial(random_crop, **own))
 
         epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
         records = epochs.flat_map(records_of).skip(first_step * batch_size)
@@ -115,6 +117,7 @@ class Tfds:
         split: str,
         *,
         batch_size: int,
+        start: int = 0,
         process_index: int = 0,
         process_count: int = 1,
     ) -> Iterator[Batch]:
@@ -123,8 +126,10 @@ class Tfds:
         info = self._split(split)
         records = _records(_files(info)).shard(process_count, process_index)
         return pad_batches(
-            _numpy_batches(records, self._evaluation_example, share),
-            count=-(-info.num_examples // batch_size),
+            _numpy_batches(
+                records.skip(start * share), self._evaluation_example, share
+            ),
+            count=num_batches(info.num_examples, batch_size) - start,
             batch_size=share,
             image_size=self.image_size,
         )
@@ -150,8 +155,9 @@ class Tfds:
         return image_YXC, tf.cast(example[label_key], tf.int32)
 
     def _evaluation_example(self, record: tf.Tensor) -> Example:
-        sizes = {"resize": self._resize, "image_size": self.image_size}
-        return self._example(record, partial(_central_crop, **sizes))
+        how = {"resize": self._resize, "image_size": self.image_size}
+        how |= {"interpolation": self._interpolation}
+        return self._example(record, partial(central, **how))
 
 
 def _prepared(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
@@ -230,68 +236,3 @@ def _numpy_batches(
     batches = examples.batch(batch_size).prefetch(_BATCHES_AHEAD)
     for image_BYXC, label_B in batches.as_numpy_iterator():
         yield {"image": image_BYXC, "label": label_B}
-
-
-def _decoded(encoded: tf.Tensor) -> tf.Tensor:
-    """Returns RGB bytes [Y, X, C], whatever the colours and the format of the file."""
-    jpeg = partial(tf.io.decode_jpeg, encoded, **_JPEG)
-    other = partial(tf.io.decode_image, encoded, channels=3, expand_animations=False)
-    image_YXC = tf.cond(tf.io.is_jpeg(encoded), jpeg, other)
-    return tf.ensure_shape(image_YXC, (None, None, 3))
-
-
-def _random_crop(encoded: tf.Tensor, *, seed_2: tf.Tensor, size: int) -> tf.Tensor:
-    """Returns a random part of an image, uint8 [Y, X, C], brought to `size`."""
-
-    def from_jpeg() -> tf.Tensor:
-        # Only JPEG can be decoded in part, which is what makes large photos cheap.
-        window_4 = _random_window(tf.io.extract_jpeg_shape(encoded), seed_2)
-        return tf.io.decode_and_crop_jpeg(encoded, window_4, **_JPEG)
-
-    def from_other() -> tf.Tensor:
-        image_YXC = _decoded(encoded)
-        y, x, height, width = tf.unstack(_random_window(tf.shape(image_YXC), seed_2))
-        return image_YXC[y : y + height, x : x + width]
-
-    image_YXC = tf.cond(tf.io.is_jpeg(encoded), from_jpeg, from_other)
-    return _resized(image_YXC, tf.constant([size, size]))
-
-
-def _random_window(shape_3: tf.Tensor, seed_2: tf.Tensor) -> tf.Tensor:
-    """Returns y, x, height and width of a random rectangle, int32 [4].
-
-    It covers 8 % to 100 % of the area, with sides of ratio 3/4 to 4/3 (Szegedy et al.,
-    "Going deeper with convolutions", Sec. 6).
-    """
-    start_3, size_3, _ = tf.image.stateless_sample_distorted_bounding_box(
-        shape_3,
-        bounding_boxes=tf.zeros([1, 0, 4]),
-        seed=seed_2,
-        min_object_covered=0.0,
-        aspect_ratio_range=(3 / 4, 4 / 3),
-        area_range=(0.08, 1.0),
-        max_attempts=10,
-        use_image_if_no_bounding_boxes=True,
-    )
-    return tf.concat([start_3[:2], size_3[:2]], axis=0)
-
-
-def _central_crop(encoded: tf.Tensor, *, resize: int, image_size: int) -> tf.Tensor:
-    """Brings the shorter side to `resize` and cuts the central square."""
-    image_YXC = _decoded(encoded)
-    size_2 = tf.shape(image_YXC)[:2]
-    size_2 = size_2 * resize // tf.reduce_min(size_2)
-    y, x = tf.unstack(tf.cast(tf.round((size_2 - image_size) / 2), tf.int32))
-    return _resized(image_YXC, size_2)[y : y + image_size, x : x + image_size]
-
-
-def _resized(image_YXC: tf.Tensor, size_2: tf.Tensor) -> tf.Tensor:
-    """Returns bytes of the given size; bytes that have it already stay untouched."""
-
-    def bicubic() -> tf.Tensor:
-        # Antialiasing is what makes the result that of Pillow, to 0.2 of 255 levels.
-        values_YXC = tf.image.resize(image_YXC, size_2, "bicubic", antialias=True)
-        return tf.cast(tf.clip_by_value(tf.round(values_YXC), 0, 255), tf.uint8)
-
-    same = tf.reduce_all(tf.shape(image_YXC)[:2] == size_2)
-    return tf.cond(same, lambda: image_YXC, bicubic)
