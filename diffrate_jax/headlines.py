@@ -25,11 +25,16 @@ class Headline:
 
 
 def headlines(results: Results) -> Iterator[tuple[str, tuple[Headline, ...]]]:
-    """Yields a title and the headline figures for everything that was learned."""
+    """Yields a title and the headline figures of each evaluation, target by target.
+
+    Of several schedules for one target the first speaks: the others are beside it in
+    the tables.
+    """
     for evaluation in results.evaluations:
         found = methods(evaluation)
         dense = next((m for m in found if m.name == "dense"), None)
-        for learned in (m for m in found if is_learned(m.name)):
+        first = {m.target: m for m in reversed(found) if is_learned(m.name)}
+        for learned in reversed(first.values()):
             title = f"{evaluation.model}, {evaluation.dataset} {evaluation.split}"
             target = f", target {learned.target}" if learned.target else ""
             yield (
