@@ -114,9 +114,8 @@ class Located:
             if expected_L is None:
                 return None
             kept_L = straight_through_ceiling(expected_L, slack)
-            return jnp.where(
-                free_L, kept_L + geometry.prefix_tokens, geometry.num_tokens
-            )
+            every_L = np.array(geometry.dense, np.float32)
+            return jnp.where(free_L, kept_L + geometry.prefix_tokens, every_L)
 
         return Kept(counts(self.prune), counts(self.merge))
 
@@ -192,7 +191,8 @@ def kept_counts(
     expected_L = jnp.sum(probs_LR * candidates_R, axis=-1)
     slack = 0.0 if reference else CEILING_SLACK
     kept_L = straight_through_ceiling(expected_L, slack) + geometry.prefix_tokens
-    return jnp.where(np.array(geometry.compress), kept_L, geometry.num_tokens)
+    every_L = np.array(geometry.dense, np.float32)
+    return jnp.where(np.array(geometry.compress), kept_L, every_L)
 
 
 def survival(
