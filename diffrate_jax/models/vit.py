@@ -191,11 +191,7 @@ class ViT(nn.Module):
             cls_B1D = jnp.broadcast_to(cls_11D.astype(self.dtype), shape)
             x_BND = jnp.concatenate([cls_B1D, x_BND], axis=1)
         position_1ND = self.param("pos_embed", small, (1, *x_BND.shape[1:]))
-        origin = None
-        if trace:
-            batch, num_tokens = x_BND.shape[:2]
-            one_each = jnp.eye(num_tokens, dtype=jnp.float32)
-            origin = jnp.broadcast_to(one_each, (batch, num_tokens, num_tokens))
+        origin = one_each(x_BND) if trace else None
         return Tokens(x_BND + position_1ND.astype(self.dtype), origin=origin)
 
     def _head(self, tokens: Tokens) -> Array:
@@ -219,6 +215,13 @@ def patches(images_BYXC: Array, patch_size: int) -> Array:
     )
     split = jnp.transpose(split, (0, 1, 3, 2, 4, 5))
     return split.reshape(batch, grid[0] * grid[1], patch_size**2 * channels)
+
+
+def one_each(x_BND: Array) -> Array:
+    """Returns the origin [B, N, N] of tokens of which each is still itself."""
+    batch, num_tokens = x_BND.shape[:2]
+    itself_NN = jnp.eye(num_tokens, dtype=jnp.float32)
+    return jnp.broadcast_to(itself_NN, (batch, num_tokens, num_tokens))
 
 
 def average(tokens: Tokens, prefix_tokens: int) -> Array:
