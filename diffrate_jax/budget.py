@@ -64,10 +64,16 @@ def uniform(model: HasCost, rule: str = "diffrate") -> Schedule:
     """Returns a merge-only schedule that loses tokens evenly over the free blocks."""
     geometry = model.geometry
     left = np.cumsum(geometry.compress) / (sum(geometry.compress) + 1)
-    kept = geometry.num_tokens - np.rint(geometry.num_patches * left).astype(int)
-    every = np.array(geometry.dense)
-    kept = np.where(every < geometry.num_tokens, every, kept)
-    return Schedule(None, kept.tolist(), rule=rule).feasible(geometry)
+    removed = np.rint(geometry.num_patches * left).astype(int)
+    kept = first_stage_only(geometry.num_tokens - removed, geometry)
+    return Schedule(None, kept, rule=rule).feasible(geometry)
+
+
+def first_stage_only(kept_L: np.ndarray, geometry: Geometry) -> list[int]:
+    """Returns counts of which those of later stages, with fewer tokens, keep all."""
+    every_L = np.array(geometry.dense)
+    is_later_L = every_L < geometry.num_tokens
+    return np.where(is_later_L, every_L, kept_L).tolist()
 
 
 def fit_to_budget(schedule: Schedule, model: HasCost, macs: float) -> Schedule:

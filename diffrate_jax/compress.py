@@ -16,9 +16,9 @@ from flax import struct
 from diffrate_jax import tokens as tk
 from diffrate_jax.errors import UserError
 from diffrate_jax.pairs import Pairs
-from diffrate_jax.rates import Kept, Located, Rates
+from diffrate_jax.rates import Kept, Located, Rates, refuse_pruning
 from diffrate_jax.rules import Rule, rule_of
-from diffrate_jax.schedule import Schedule, refuse_pruning
+from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Array, Geometry
 from diffrate_jax.tokens import Attended, Tokens
 
@@ -49,14 +49,22 @@ class Gathered:
         """
         self.schedule.check(geometry)
         if self._spares_first(geometry):
-            for block, (coming, _, last) in enumerate(self.schedule.steps(geometry)):
-                if last == 1 < coming:
-                    raise UserError(
-                        "with reference=True nothing is folded into a block's first "
-                        f"token, and block {block} is to keep no other; keep at least "
-                        "2 there, or leave reference out"
-                    )
+            self._check_reference(geometry)
         return counts_of(self.schedule)
+
+    def _check_reference(self, geometry: Geometry) -> None:
+        if self.schedule.rule != "diffrate":
+            raise UserError(
+                "reference=True is the published inference, which has rule 'diffrate', "
+                f"got a schedule of {self.schedule.rule!r}; leave reference out"
+            )
+        for block, (coming, _, last) in enumerate(self.schedule.steps(geometry)):
+            if last == 1 < coming:
+                raise UserError(
+                    "with reference=True nothing is folded into a block's first token, "
+                    f"and block {block} is to keep no other; keep at least 2 there, or "
+                    "leave reference out"
+                )
 
     def begin(self, tokens: Tokens) -> Tokens:
         """Returns the tokens as they enter the first block."""

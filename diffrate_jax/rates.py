@@ -150,6 +150,23 @@ def zero_rates(
     return Rates(zeros_LR if prune else None, zeros_LR, granularity)
 
 
+def refuse_pruning(prune: object, geometry: Geometry) -> None:
+    """Refuses to prune where only merging is possible.
+
+    Args:
+        prune: counts or rates of pruning; None where nothing is pruned.
+        geometry: of the model.
+
+    Raises:
+        UserError: there are some, for a model that only merges.
+    """
+    if prune is not None and geometry.only_merges:
+        raise UserError(
+            "this model only merges, since every token's place is filled again before "
+            "the next stage, and got counts or rates of pruning; give prune=None"
+        )
+
+
 def candidate_counts(num_patches: int, granularity: int) -> np.ndarray:
     """Returns the kept patches a block may choose from, float32 [R], falling.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from diffrate_jax.errors import UserError, did_you_mean
 from diffrate_jax.files import write_json
-from diffrate_jax.rates import Kept
+from diffrate_jax.rates import Kept, refuse_pruning
 from diffrate_jax.rules import rule_of
 from diffrate_jax.shapes import Geometry
 
@@ -219,23 +219,6 @@ class Schedule:
             raise UserError(f"{path}: 'provenance' must be a JSON object")
         rule = record.get("rule", "diffrate")
         return cls(prune, record["merge"], provenance, rule)
-
-
-def refuse_pruning(prune: object, geometry: Geometry) -> None:
-    """Refuses to prune where only merging is possible.
-
-    Args:
-        prune: counts or rates of pruning; None where nothing is pruned.
-        geometry: of the model.
-
-    Raises:
-        UserError: there are some, for a model that only merges.
-    """
-    if prune is not None and geometry.only_merges:
-        raise UserError(
-            "this model only merges, since every token's place is filled again before "
-            "the next stage, and got counts or rates of pruning; give prune=None"
-        )
 
 
 def published_schedule(model: str, target: float | str) -> Schedule:
