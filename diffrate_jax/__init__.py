@@ -14,9 +14,10 @@ from diffrate_jax.models import (
     init_weights,
     unmerge,
 )
+from diffrate_jax.published import published_schedule
 from diffrate_jax.rates import Kept, Located, Rates
 from diffrate_jax.recipe import Recipe
-from diffrate_jax.schedule import Schedule, published_schedule
+from diffrate_jax.schedule import Schedule
 from diffrate_jax.tome import ToMe
 from diffrate_jax.version import __version__
 from diffrate_jax.weights import load_weights, save_weights

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from diffrate_jax.budget import fit_to_budget, parse_budget, uniform
+from diffrate_jax.budget import first_stage_only, fit_to_budget, parse_budget, uniform
 from diffrate_jax.compress import Gathered, Masked
 from diffrate_jax.cost import HasCost, cost_macs
 from diffrate_jax.errors import UserError
 from diffrate_jax.models.vit import Compression
-from diffrate_jax.schedule import Schedule, published_schedule
+from diffrate_jax.published import published_schedule
+from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Geometry
 from diffrate_jax.tome import ToMe
 
@@ -128,19 +129,24 @@ def possible(
 def uniform_schedules(
     model: HasCost, constant: ToMe | None, rule: str
 ) -> dict[str, Compression | None]:
-    """Returns pruning alone, merging alone and a rule at ToMe's constant counts."""
+    """Returns pruning alone, merging alone and a rule at ToMe's constant counts.
+
+    What the model cannot do, to prune, is not among them.
+    """
     rules = {"merge only": "diffrate"}
     if rule != "diffrate":
         rules[f"{rule} constant"] = rule
+    prunes = not model.geometry.only_merges
     if constant is None:
-        return dict.fromkeys(["prune only", *rules])
+        return dict.fromkeys(["prune only"] * prunes + [*rules])
     counts = constant.schedule(model.geometry).merge
     dense = Schedule.dense(model.geometry).merge
     merged = {
         name: Gathered(Schedule(None, counts, rule=rule))
         for name, rule in rules.items()
     }
-    return {"prune only": Gathered(Schedule(counts, dense))} | merged
+    pruned = {"prune only": Gathered(Schedule(counts, dense))} if prunes else {}
+    return pruned | merged
 
 
 def constant_removals(model: HasCost) -> Iterator[tuple[int, ...]]:
@@ -192,11 +198,15 @@ def cheapest(
 def random_schedule(
     model: HasCost, macs: int, rng: np.random.Generator
 ) -> Gathered | None:
-    """Returns sorted uniform draws, alternately prune and merge counts, at the cost."""
+    """Returns sorted uniform draws, alternately prune and merge counts, at the cost.
+
+    Where a model only merges, just every second draw is of use.
+    """
     geometry = model.geometry
     draws = -np.sort(-rng.uniform(0, geometry.num_patches, 2 * geometry.depth))
     counts = geometry.prefix_tokens + np.ceil(draws).astype(int)
-    drawn = Schedule(counts[::2].tolist(), counts[1::2].tolist())
+    prune = None if geometry.only_merges else counts[::2].tolist()
+    drawn = Schedule(prune, first_stage_only(counts[1::2], geometry))
     for dearer in np.linspace(0.001, DEARER, 10):
         schedule = fit_to_budget(drawn, model, macs * (1 + dearer))
         if cost_macs(model, schedule) >= macs:

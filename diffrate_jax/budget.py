@@ -56,8 +56,8 @@ def smallest_schedule(model: HasCost) -> Schedule:
     """Returns the schedule that keeps one patch wherever search may compress."""
     geometry = model.geometry
     least = geometry.prefix_tokens + 1
-    kept = [least if free else geometry.num_tokens for free in geometry.compress]
-    return Schedule(None, kept)
+    pairs = zip(geometry.compress, geometry.dense, strict=True)
+    return Schedule(None, [least if free else every for free, every in pairs])
 
 
 def uniform(model: HasCost, rule: str = "diffrate") -> Schedule:
@@ -65,8 +65,15 @@ def uniform(model: HasCost, rule: str = "diffrate") -> Schedule:
     geometry = model.geometry
     left = np.cumsum(geometry.compress) / (sum(geometry.compress) + 1)
     removed = np.rint(geometry.num_patches * left).astype(int)
-    even = Schedule(None, (geometry.num_tokens - removed).tolist(), rule=rule)
-    return even.feasible(geometry)
+    kept = first_stage_only(geometry.num_tokens - removed, geometry)
+    return Schedule(None, kept, rule=rule).feasible(geometry)
+
+
+def first_stage_only(kept_L: np.ndarray, geometry: Geometry) -> list[int]:
+    """Returns counts of which those of later stages, with fewer tokens, keep all."""
+    every_L = np.array(geometry.dense)
+    is_later_L = every_L < geometry.num_tokens
+    return np.where(is_later_L, every_L, kept_L).tolist()
 
 
 def fit_to_budget(schedule: Schedule, model: HasCost, macs: float) -> Schedule:
@@ -95,13 +102,13 @@ def fit_to_budget(schedule: Schedule, model: HasCost, macs: float) -> Schedule:
 def scale_removed(schedule: Schedule, model: HasCost, factor: float) -> Schedule:
     """Returns the schedule with `factor` times as many tokens removed in all."""
     geometry = model.geometry
-    least, most = geometry.prefix_tokens + 1, geometry.num_tokens
+    least, dense = geometry.prefix_tokens + 1, geometry.dense
     # Beyond its own shape a schedule that removes nothing must shrink too.
     extra = [max(0.0, factor - 1.0) * free for free in geometry.compress]
 
     def scaled(counts: tuple[int, ...]) -> tuple[int, ...]:
-        removed = [(most - c) * factor + e for c, e in zip(counts, extra, strict=True)]
-        return tuple(max(least, most - round(r)) for r in removed)
+        rows = zip(dense, counts, extra, strict=True)
+        return tuple(max(least, n - round((n - c) * factor + e)) for n, c, e in rows)
 
     prune = None if schedule.prune is None else scaled(schedule.prune)
     new = dataclasses.replace(schedule, prune=prune, merge=scaled(schedule.merge))
@@ -133,7 +140,7 @@ def one_more(schedule: Schedule, block: int, geometry: Geometry) -> Schedule | N
 
     Blocks right after it that may not compress, and do not, keep that token too.
     """
-    steps = schedule.steps(geometry.num_tokens)
+    steps = schedule.steps(geometry)
     if steps[block][2] == steps[block][0]:
         return None
     merge, prune = list(schedule.merge), list(schedule.prune or schedule.merge)

@@ -14,8 +14,9 @@ import numpy as np
 from flax import struct
 
 from diffrate_jax import tokens as tk
+from diffrate_jax.errors import UserError
 from diffrate_jax.pairs import Pairs
-from diffrate_jax.rates import Kept, Located, Rates
+from diffrate_jax.rates import Kept, Located, Rates, refuse_pruning
 from diffrate_jax.rules import Rule, rule_of
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Array, Geometry
@@ -27,9 +28,16 @@ REFERENCE_EPSILON = 1e-6
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Gathered:
-    """Compression on really shorter sequences, by a fixed schedule."""
+    """Compression on really shorter sequences, by a fixed schedule.
+
+    Attributes:
+        schedule: what each block keeps.
+        reference: on models that only merge, fold nothing into the first token of the
+            ranking, as if it were a class token (the published inference).
+    """
 
     schedule: Schedule
+    reference: bool = False
     proportional = True
     softmax_epsilon = 0.0
 
@@ -40,7 +48,23 @@ class Gathered:
             UserError: the schedule does not fit the model.
         """
         self.schedule.check(geometry)
+        if self._spares_first(geometry):
+            self._check_reference(geometry)
         return counts_of(self.schedule)
+
+    def _check_reference(self, geometry: Geometry) -> None:
+        if self.schedule.rule != "diffrate":
+            raise UserError(
+                "reference=True is the published inference, which has rule 'diffrate', "
+                f"got a schedule of {self.schedule.rule!r}; leave reference out"
+            )
+        for block, (coming, _, last) in enumerate(self.schedule.steps(geometry)):
+            if last == 1 < coming:
+                raise UserError(
+                    "with reference=True nothing is folded into a block's first token, "
+                    f"and block {block} is to keep no other; keep at least 2 there, or "
+                    "leave reference out"
+                )
 
     def begin(self, tokens: Tokens) -> Tokens:
         """Returns the tokens as they enter the first block."""
@@ -50,13 +74,15 @@ class Gathered:
         self, block: int, tokens: Tokens, seen: Attended, kept: Kept, geometry: Geometry
     ) -> Tokens:
         """Prunes and merges after the attention of a block."""
-        coming, middle, last = self.schedule.steps(geometry.num_tokens)[block]
+        coming, middle, last = self.schedule.steps(geometry)[block]
         if last == coming:
             return tokens
-        rule = rule_of(self.schedule.rule)
+        rule = rule_of(self.schedule.rule, geometry)
         pairs = Pairs(rule, tokens, seen, geometry.prefix_tokens)
         score_BN = tk.ranking_score(pairs.score(), None, geometry.prefix_tokens)
         _, order_BK = jax.lax.top_k(score_BN, middle)
+        if self._spares_first(geometry):
+            pairs.spare(order_BK[:, :1])
         # Destinations return to their original order: ties go to the lower position.
         stays_BK, goes_BS = jnp.sort(order_BK[:, :last], axis=1), order_BK[:, last:]
         destination = tk.take(tokens, stays_BK)
@@ -69,6 +95,9 @@ class Gathered:
         weights = (destination.sizes(), source.sizes()) if rule.weighted else None
         source = source.replace(size=size_BS)
         return tk.fold(destination, source, assignment_BSK, weights)
+
+    def _spares_first(self, geometry: Geometry) -> bool:
+        return self.reference and geometry.only_merges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,14 +154,21 @@ class Masked:
         """Returns the counts of all blocks, with gradients where they are learned.
 
         Raises:
-            UserError: counts known at this point do not fit the model.
+            UserError: counts known at this point do not fit the model, or there is no
+                published search to reproduce.
         """
         kept = self.counts
+        if self.reference and geometry.only_merges:
+            raise UserError(
+                "reference=True reproduces the published search, which cannot run on "
+                "models with several stages; leave it out"
+            )
         if not isinstance(kept, Kept):
             kept = kept.kept(geometry, reference=self.reference)
         elif isinstance(kept.merge, np.ndarray):
             Schedule.from_kept(kept, self.rule).check(geometry)
-        return feasible(kept, rule_of(self.rule), geometry)
+        refuse_pruning(kept.prune, geometry)
+        return feasible(kept, rule_of(self.rule, geometry), geometry)
 
     def begin(self, tokens: Tokens) -> Tokens:
         """Returns the tokens as they enter the first block."""
@@ -147,7 +183,7 @@ class Masked:
         learned = not isinstance(self.counts, Kept)
         if learned and not geometry.compress[block]:
             return tokens
-        rule, prefix = rule_of(self.rule), geometry.prefix_tokens
+        rule, prefix = rule_of(self.rule, geometry), geometry.prefix_tokens
         if tokens.alive is None:
             ones_BN = jnp.ones(tokens.x.shape[:2], tk.at_least_float32(tokens.x))
             tokens = tokens.replace(alive=ones_BN)
@@ -242,11 +278,12 @@ def counts_of(schedule: Schedule) -> Kept:
 
 def feasible(kept: Kept, rule: Rule, geometry: Geometry) -> Kept:
     """Raises counts to the fewest that a rule can leave; gradients pass unchanged."""
-    coming, counts = geometry.num_tokens, []
+    left, counts = geometry.num_tokens, []
     for block in range(geometry.depth):
+        coming = geometry.coming(block, left)
         least = rule.fewest(coming, geometry.prefix_tokens)
         raised = jnp.maximum(kept.merge[block], least)
         raised = kept.merge[block] + jax.lax.stop_gradient(raised - kept.merge[block])
         counts.append(raised)
-        coming = jnp.minimum(coming, jax.lax.stop_gradient(raised))
+        left = jnp.minimum(coming, jax.lax.stop_gradient(raised))
     return kept.replace(merge=jnp.stack(counts))

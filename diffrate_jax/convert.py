@@ -12,9 +12,8 @@ from diffrate_jax.cost import cost_macs
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import digest
 from diffrate_jax.model_folder import save_model
-from diffrate_jax.models import architecture, create_model
+from diffrate_jax.models import Model, architecture, create_model, family_of
 from diffrate_jax.models.presets import presets
-from diffrate_jax.models.vit import ViT
 from diffrate_jax.recipes import model_of
 from diffrate_jax.sources import ABOUT, local_path
 from diffrate_jax.tables import aligned
@@ -76,7 +75,7 @@ def convert(flags: argparse.Namespace, command: str) -> None:
     print(f"{flags.out}: {name}, {described(model, loaded.params)}")
 
 
-def chosen_model(flags: argparse.Namespace) -> tuple[ViT, str]:
+def chosen_model(flags: argparse.Namespace) -> tuple[Model, str]:
     """Returns the model that the flags ask for, and its preset's name.
 
     Raises:
@@ -92,11 +91,12 @@ def chosen_model(flags: argparse.Namespace) -> tuple[ViT, str]:
     if flags.recipe:
         config = cli.load_recipe(Path(flags.recipe))
         model = model_of(config)
-        return create_model("vit", **architecture(model) | changes), config.model
+        fields = architecture(model) | changes
+        return create_model(family_of(model), **fields), config.model
     return create_model(flags.model, **changes), flags.model
 
 
-def described(model: ViT, params: dict) -> str:
+def described(model: Model, params: dict) -> str:
     """Returns size and cost of a model as a phrase."""
     count = sum(weight.size for weight in jax.tree.leaves(params))
     gmacs = cost_macs(model, None) / 1e9

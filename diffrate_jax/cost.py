@@ -19,6 +19,8 @@ from diffrate_jax.tome import ToMe
 class MacsTerms:
     """Cost of a model as a polynomial in its token counts, in multiply-accumulates.
 
+    All but the first are one number for every block, or one for each.
+
     Attributes:
         fixed: everything that does not depend on compression.
         linear_in: per token that enters a block (the four projections of attention).
@@ -27,9 +29,14 @@ class MacsTerms:
     """
 
     fixed: int
-    linear_in: int
-    quadratic_in: int
-    linear_out: int
+    linear_in: int | tuple[int, ...]
+    quadratic_in: int | tuple[int, ...]
+    linear_out: int | tuple[int, ...]
+
+    def of_block(self, block: int) -> tuple[int, ...]:
+        """Returns linear_in, quadratic_in and linear_out of one block."""
+        terms = (self.linear_in, self.quadratic_in, self.linear_out)
+        return tuple(t[block] if isinstance(t, tuple) else t for t in terms)
 
 
 class HasCost(Protocol):
@@ -66,13 +73,14 @@ def cost_macs(model: HasCost, counts: Kept | Schedule | ToMe | None) -> int | Ar
     if not traced:
         counts.check(geometry)
     number = float if traced else int
-    total, tokens = number(terms.fixed), number(geometry.num_tokens)
+    total, left = number(terms.fixed), geometry.num_tokens
     for block in range(geometry.depth):
+        tokens = geometry.coming(block, left)
         kept = [c[block] for c in (counts.prune, counts.merge) if c is not None]
         left = straight_through_minimum(tokens, *kept) if traced else min(tokens, *kept)
-        total += number(terms.linear_in) * tokens + number(terms.linear_out) * left
-        total += number(terms.quadratic_in) * tokens * tokens
-        tokens = left
+        linear_in, quadratic_in, linear_out = map(number, terms.of_block(block))
+        total += linear_in * tokens + linear_out * left
+        total += quadratic_in * tokens * tokens
     return total
 
 

@@ -120,9 +120,10 @@ def start_of(model: ViT, recipe: Recipe, budgets: Sequence[Budget]) -> Schedule 
     """
     if isinstance(recipe.start, Schedule):
         recipe.start.check(model.geometry)
-        prune = recipe.start.prune if rule_of(recipe.rule).prunes else None
+        prunes = rule_of(recipe.rule, model.geometry).prunes
+        prune = recipe.start.prune if prunes else None
         # Without pruning, what is left after a block is what merging has to leave.
-        left = recipe.start.canonical(model.geometry.num_tokens).merge
+        left = recipe.start.canonical(model.geometry).merge
         return Schedule(prune, left, rule=recipe.rule).feasible(model.geometry)
     if recipe.start == "dense":
         return Schedule.dense(model.geometry)

@@ -6,8 +6,14 @@ from typing import Any
 
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import Json, digest, read_json, write_json
-from diffrate_jax.models import Params, architecture, create_model
-from diffrate_jax.models.vit import ViT
+from diffrate_jax.models import (
+    FAMILIES,
+    Model,
+    Params,
+    architecture,
+    create_model,
+    family_of,
+)
 from diffrate_jax.sources import ABOUT, WEIGHTS
 from diffrate_jax.version import __version__
 from diffrate_jax.weights import load_weights, save_weights
@@ -18,7 +24,7 @@ VERSION = 1
 
 def save_model(
     folder: str | os.PathLike,
-    model: ViT,
+    model: Model,
     params: Params,
     *,
     name: str = "vit",
@@ -40,6 +46,7 @@ def save_model(
         "format": FORMAT,
         "version": VERSION,
         "model": name,
+        "family": family_of(model),
         "fields": architecture(model),
         "weights_sha256": digest(folder / WEIGHTS),
         "diffrate_jax": __version__,
@@ -48,7 +55,7 @@ def save_model(
     write_json(folder / ABOUT, record)
 
 
-def load(folder: str | os.PathLike) -> tuple[ViT, Params]:
+def load(folder: str | os.PathLike) -> tuple[Model, Params]:
     """Returns the model in a folder that `convert` or `save_model` wrote, and weights.
 
     Raises:
@@ -56,7 +63,7 @@ def load(folder: str | os.PathLike) -> tuple[ViT, Params]:
     """
     folder = Path(folder)
     record = about(folder)
-    model = create_model("vit", **record["fields"])
+    model = create_model(record["family"], **record["fields"])
     if digest(folder / WEIGHTS) != record["weights_sha256"]:
         raise UserError(
             f"{folder / WEIGHTS} is not the file that {ABOUT} beside it speaks of; "
@@ -65,7 +72,7 @@ def load(folder: str | os.PathLike) -> tuple[ViT, Params]:
     return model, load_weights(model, folder)
 
 
-def load_params(model: ViT, source: str | os.PathLike) -> Params:
+def load_params(model: Model, source: str | os.PathLike) -> Params:
     """Returns weights for a model that is known otherwise, from any source.
 
     Raises:
@@ -73,7 +80,9 @@ def load_params(model: ViT, source: str | os.PathLike) -> Params:
             weights do not show it, as with the number of heads.
     """
     if Path(source).is_dir():
-        own, wanted = about(Path(source))["fields"], architecture(model)
+        record = about(Path(source))
+        own = record["fields"] | {"family": record["family"]}
+        wanted = architecture(model) | {"family": family_of(model)}
         free = {"image_size", "compress"}
         for field in sorted(wanted.keys() & own.keys() - free):
             if own[field] != wanted[field]:
@@ -104,6 +113,7 @@ def about(folder: Path) -> dict[str, Any]:
             f"reads version {VERSION}; convert the weights again, or update the program"
         )
     fields = record.get("fields")
-    if not isinstance(fields, dict) or "weights_sha256" not in record:
+    known = record.get("family") in FAMILIES and "weights_sha256" in record
+    if not isinstance(fields, dict) or not known:
         raise UserError(f"{folder / ABOUT} is damaged; convert the weights again")
     return record

@@ -34,6 +34,11 @@ class Pairs:
             receives_BN &= tokens.alive > 0
         self.receives_BN = receives_BN
 
+    def spare(self, position_B1: Array) -> None:
+        """Makes one token of each example receive no others from now on."""
+        position_N = jnp.arange(self.receives_BN.shape[1])
+        self.receives_BN &= position_N != position_B1
+
     @functools.cached_property
     def _cosines(self) -> Array:
         """The cosine of every pair [B, N, N]."""

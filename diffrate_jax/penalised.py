@@ -37,7 +37,7 @@ class Penalised:
         logits rise in a line with the count.
         """
         geometry, recipe = self._model.geometry, self._recipe
-        prune = rule_of(recipe.rule).prunes
+        prune = rule_of(recipe.rule, geometry).prunes
         rates = zero_rates(geometry, recipe.granularity, prune=prune)
         if schedule is None:
             return rates

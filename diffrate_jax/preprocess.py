@@ -56,11 +56,11 @@ def of_preset(name: str, image_size: int) -> Preprocess:
     Raises:
         UserError: no such preset.
     """
-    if name == "vit":
+    if name in ("vit", "caformer"):
         raise UserError(
             f"config.preprocess=timm takes {', '.join(PREPROCESSING)} from the model's "
-            "preset, and 'vit' is none; set preprocess to published, or to nothing and "
-            "resize, mean and std yourself"
+            f"preset, and {name!r} is none; set preprocess to published, or to nothing "
+            "and resize, mean and std yourself"
         )
     own = preset(name)
     return Preprocess(

@@ -47,7 +47,7 @@ class Projected:
         self._model, self._recipe = model, recipe
         self._geometry = model.geometry
         self._free = np.flatnonzero(self._geometry.compress)
-        self._per_block = 1 + rule_of(recipe.rule).prunes
+        self._per_block = 1 + rule_of(recipe.rule, model.geometry).prunes
 
     def start(self, schedule: Schedule) -> Array:
         """Returns expected counts [M] that stand for exactly a schedule's counts."""
@@ -116,7 +116,7 @@ class Projected:
 
     def _lift(self, expected_M: Array) -> Array:
         """Raises counts to the fewest that the rule can leave."""
-        rule = rule_of(self._recipe.rule)
+        rule = rule_of(self._recipe.rule, self._geometry)
         if rule.prunes:
             return expected_M
         offset = HALF + self._geometry.prefix_tokens

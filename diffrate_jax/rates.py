@@ -114,9 +114,8 @@ class Located:
             if expected_L is None:
                 return None
             kept_L = straight_through_ceiling(expected_L, slack)
-            return jnp.where(
-                free_L, kept_L + geometry.prefix_tokens, geometry.num_tokens
-            )
+            every_L = np.array(geometry.dense, np.float32)
+            return jnp.where(free_L, kept_L + geometry.prefix_tokens, every_L)
 
         return Kept(counts(self.prune), counts(self.merge))
 
@@ -149,6 +148,23 @@ def zero_rates(
     num_candidates = len(candidate_counts(geometry.num_patches, granularity))
     zeros_LR = jnp.zeros((geometry.depth, num_candidates), jnp.float32)
     return Rates(zeros_LR if prune else None, zeros_LR, granularity)
+
+
+def refuse_pruning(prune: object, geometry: Geometry) -> None:
+    """Refuses to prune where only merging is possible.
+
+    Args:
+        prune: counts or rates of pruning; None where nothing is pruned.
+        geometry: of the model.
+
+    Raises:
+        UserError: there are some, for a model that only merges.
+    """
+    if prune is not None and geometry.only_merges:
+        raise UserError(
+            "this model only merges, since every token's place is filled again before "
+            "the next stage, and got counts or rates of pruning; give prune=None"
+        )
 
 
 def candidate_counts(num_patches: int, granularity: int) -> np.ndarray:
@@ -192,7 +208,8 @@ def kept_counts(
     expected_L = jnp.sum(probs_LR * candidates_R, axis=-1)
     slack = 0.0 if reference else CEILING_SLACK
     kept_L = straight_through_ceiling(expected_L, slack) + geometry.prefix_tokens
-    return jnp.where(np.array(geometry.compress), kept_L, geometry.num_tokens)
+    every_L = np.array(geometry.dense, np.float32)
+    return jnp.where(np.array(geometry.compress), kept_L, every_L)
 
 
 def survival(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from diffrate_jax import tokens as tk
 from diffrate_jax.errors import UserError, did_you_mean
-from diffrate_jax.shapes import Array
+from diffrate_jax.shapes import Array, Geometry
 from diffrate_jax.tokens import Attended, Tokens
 
 # A size is scaled by a similarity, and its logarithm is taken: never let it reach 0.
@@ -38,6 +38,10 @@ class Rule(abc.ABC):
     folds_gradient: ClassVar[bool] = True
     weighted: ClassVar[bool] = True
     ranks_pairs: ClassVar[bool] = True
+
+    def on(self, geometry: Geometry) -> "Rule":
+        """Returns the form that the rule takes on a model."""
+        return self
 
     def features(self, tokens: Tokens, seen: Attended) -> Array:
         """Returns what tokens are compared by [B, N, E]: the residual stream."""
@@ -82,6 +86,10 @@ class DiffRate(Rule):
     weighted = False
     ranks_pairs = False
 
+    def on(self, geometry: Geometry) -> Rule:
+        """Returns the rule, or the published one of models that only merge."""
+        return MergingDiffRate() if geometry.only_merges else self
+
     def score(self, seen: Attended, closeness_BNM: Array, receives_BN: Array) -> Array:
         """Returns the importance."""
         return seen.importance
@@ -89,6 +97,19 @@ class DiffRate(Rule):
     def source_size(self, size_BS: Array, closeness_BS: Array) -> Array:
         """Returns sizes scaled by similarity."""
         return size_BS * jnp.maximum(closeness_BS, LEAST_SIMILARITY)
+
+
+class MergingDiffRate(DiffRate):
+    """The published rule where a map is restored: no token is dropped, sizes add up.
+
+    Reference: DiffRate/patch/caformer.py — sizes are not scaled by similarity.
+    """
+
+    prunes = False
+
+    def source_size(self, size_BS: Array, closeness_BS: Array) -> Array:
+        """Returns the sizes as they are."""
+        return size_BS
 
 
 class Alternate(Rule):
@@ -153,12 +174,18 @@ RULES: dict[str, Rule] = {
 }
 
 
-def rule_of(name: str) -> Rule:
+def rule_of(name: str, geometry: Geometry | None = None) -> Rule:
     """Returns a rule by its name.
+
+    Args:
+        name: key of `RULES`.
+        geometry: of the model that the rule is to run on; None: of no one in
+            particular.
 
     Raises:
         UserError: there is none of that name.
     """
     if name not in RULES:
         raise UserError(f"unknown rule {name!r}; {did_you_mean(str(name), RULES)}")
-    return RULES[name]
+    rule = RULES[name]
+    return rule if geometry is None else rule.on(geometry)

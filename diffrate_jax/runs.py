@@ -18,7 +18,8 @@ from diffrate_jax.files import Json
 from diffrate_jax.inference import compile_inference
 from diffrate_jax.models import Params, architecture
 from diffrate_jax.models.vit import Compression, ViT
-from diffrate_jax.schedule import Schedule, published_figures
+from diffrate_jax.published import published_figures
+from diffrate_jax.schedule import Schedule
 from diffrate_jax.timing import Timed, time_in_turn
 from diffrate_jax.training import train
 from diffrate_jax.weights import save_weights

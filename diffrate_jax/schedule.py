@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from diffrate_jax.errors import UserError, did_you_mean
+from diffrate_jax.errors import UserError
 from diffrate_jax.files import write_json
-from diffrate_jax.rates import Kept
+from diffrate_jax.rates import Kept, refuse_pruning
 from diffrate_jax.rules import rule_of
 from diffrate_jax.shapes import Geometry
 
 FORMAT = "diffrate_jax.schedule"
 # Version 1 knew only the published rule.
 VERSION = 2
-PUBLISHED = Path(__file__).parent.parent / "configs" / "schedules"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Schedule:
     @classmethod
     def dense(cls, geometry: Geometry) -> "Schedule":
         """Returns the schedule that keeps every token of every block."""
-        return cls(prune=None, merge=(geometry.num_tokens,) * geometry.depth)
+        return cls(prune=None, merge=geometry.dense)
 
     @classmethod
     def from_kept(cls, kept: Kept, rule: str = "diffrate") -> "Schedule":
@@ -83,24 +82,36 @@ class Schedule:
         prune = np.rint(np.asarray(kept.prune)).astype(int).tolist()
         return cls(prune, merge, rule=rule)
 
-    def steps(self, num_tokens: int) -> tuple[tuple[int, int, int], ...]:
-        """Returns for each block (tokens coming in, after pruning, after merging)."""
-        rows, tokens = [], num_tokens
+    def steps(self, tokens: int | Geometry) -> tuple[tuple[int, int, int], ...]:
+        """Returns for each block (tokens coming in, after pruning, after merging).
+
+        Args:
+            tokens: that enter the first block; or the geometry of a model, needed
+                where later stages start anew.
+        """
+        if not isinstance(tokens, Geometry):
+            tokens = Geometry(tokens, 0, (True,) * self.depth)
+        rows, left = [], tokens.num_tokens
         for block, kept_merge in enumerate(self.merge):
-            kept_prune = tokens if self.prune is None else self.prune[block]
-            middle = min(tokens, kept_prune)
-            rows.append((tokens, middle, min(middle, kept_merge)))
-            tokens = rows[-1][2]
+            coming = tokens.coming(block, left)
+            kept_prune = coming if self.prune is None else self.prune[block]
+            middle = min(coming, kept_prune)
+            left = min(middle, kept_merge)
+            rows.append((coming, middle, left))
         return tuple(rows)
 
     def before_merging(self, geometry: Geometry) -> tuple[int, ...]:
         """Returns the tokens of each block that pruning leaves for merging."""
-        return tuple(middle for _, middle, _ in self.steps(geometry.num_tokens))
+        return tuple(middle for _, middle, _ in self.steps(geometry))
 
-    def canonical(self, num_tokens: int | None = None) -> "Schedule":
-        """Returns the same execution written with counts that really occur."""
+    def canonical(self, tokens: int | Geometry | None = None) -> "Schedule":
+        """Returns the same execution written with counts that really occur.
+
+        Args:
+            tokens: as for `steps`; as many as the first count by default.
+        """
         first = self.merge if self.prune is None else self.prune
-        rows = self.steps(first[0] if num_tokens is None else num_tokens)
+        rows = self.steps(first[0] if tokens is None else tokens)
         prune = None if self.prune is None else tuple(row[1] for row in rows)
         merge = tuple(row[2] for row in rows)
         return dataclasses.replace(self, prune=prune, merge=merge)
@@ -139,12 +150,13 @@ class Schedule:
 
     def feasible(self, geometry: Geometry) -> "Schedule":
         """Returns counts that really occur, raised where the rule cannot reach them."""
-        coming, merge, prune = geometry.num_tokens, [], []
+        rule, left, merge, prune = rule_of(self.rule), geometry.num_tokens, [], []
         for block in range(self.depth):
+            coming = geometry.coming(block, left)
             middle = coming if self.prune is None else min(coming, self.prune[block])
-            least = rule_of(self.rule).fewest(middle, geometry.prefix_tokens)
-            coming = min(middle, max(self.merge[block], least))
-            merge.append(coming)
+            least = rule.fewest(middle, geometry.prefix_tokens)
+            left = min(middle, max(self.merge[block], least))
+            merge.append(left)
             prune.append(middle)
         prune = None if self.prune is None else tuple(prune)
         return dataclasses.replace(self, prune=prune, merge=tuple(merge))
@@ -153,21 +165,25 @@ class Schedule:
         """Refuses a schedule that does not fit a model.
 
         Raises:
-            UserError: wrong length, a count above the model's tokens, or no patch left.
+            UserError: wrong length, a count above the model's tokens, no patch left,
+                or prune counts for a model that only merges.
         """
         if self.depth != geometry.depth:
             raise UserError(
                 f"this model has {geometry.depth} attention blocks, the schedule has "
                 f"counts for {self.depth}; use one made for it, or Schedule.scaled"
             )
-        least, most = geometry.prefix_tokens + 1, geometry.num_tokens
-        for count in (*self.merge, *(self.prune or ())):
-            if not least <= count <= most:
-                raise UserError(
-                    f"this model keeps between {least} and {most} tokens in a block, "
-                    f"the schedule asks for {count}; use a schedule made for it"
-                )
-        for block, (_, middle, last) in enumerate(self.steps(geometry.num_tokens)):
+        refuse_pruning(self.prune, geometry)
+        least = geometry.prefix_tokens + 1
+        for counts in (self.merge, self.prune or self.merge):
+            for count, most in zip(counts, geometry.dense, strict=True):
+                if not least <= count <= most:
+                    raise UserError(
+                        f"this model keeps between {least} and {most} tokens in a "
+                        f"block, the schedule asks for {count}; use a schedule made "
+                        "for it"
+                    )
+        for block, (_, middle, last) in enumerate(self.steps(geometry)):
             fewest = rule_of(self.rule).fewest(middle, geometry.prefix_tokens)
             if last < fewest:
                 raise UserError(
@@ -202,48 +218,6 @@ class Schedule:
             raise UserError(f"{path}: 'provenance' must be a JSON object")
         rule = record.get("rule", "diffrate")
         return cls(prune, record["merge"], provenance, rule)
-
-
-def published_schedule(model: str, target: float | str) -> Schedule:
-    """Returns a schedule released with DiffRate (compression_rate.json).
-
-    Args:
-        model: preset name, such as "deit_small_patch16_224".
-        target: the cost in GMACs that the schedule was learned for.
-
-    Raises:
-        UserError: no schedule was released for the model or the target.
-    """
-    files = {path.stem: path for path in sorted(PUBLISHED.glob("*.json"))}
-    if model not in files:
-        raise UserError(
-            f"no schedule was published for model {model!r}; "
-            + did_you_mean(model, files)
-        )
-    released = json.loads(files[model].read_text())["schedules"]
-    if str(target) not in released:
-        raise UserError(
-            f"no schedule for {target} GMACs was published for {model}; "
-            f"released: {', '.join(released)}"
-        )
-    record = released[str(target)]
-    return Schedule(record["prune"], record["merge"], {"published": str(target)})
-
-
-def published_figures(model: str, target: str) -> dict[str, float]:
-    """Returns what DiffRate printed for a schedule of its own, nothing if it did not.
-
-    Args:
-        model: preset name.
-        target: the cost in GMACs that the schedule was learned for.
-
-    Returns:
-        ``top1`` and ``top5`` in percent and ``loss`` on ImageNet's validation images,
-        weights unchanged, and ``gmacs``.
-    """
-    path = PUBLISHED / f"{model}.json"
-    released = json.loads(path.read_text())["schedules"] if path.exists() else {}
-    return released.get(target, {}).get("published", {})
 
 
 def _counts(values: Sequence[int], name: str) -> tuple[int, ...]:

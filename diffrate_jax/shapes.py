@@ -28,11 +28,15 @@ class Geometry:
         prefix_tokens: leading tokens (the class token) that are never pruned, merged
             or merged into; 0 where the model has none.
         compress: for each attention block, whether search may give it rates.
+        later_stages: (block, tokens) of each attention block before which the map of
+            tokens is restored and made smaller, so that so many tokens enter it
+            whatever was left before.
     """
 
     num_tokens: int
     prefix_tokens: int
     compress: tuple[bool, ...]
+    later_stages: tuple[tuple[int, int], ...] = ()
 
     @property
     def depth(self) -> int:
@@ -43,3 +47,21 @@ class Geometry:
     def num_patches(self) -> int:
         """Tokens that are not prefix tokens."""
         return self.num_tokens - self.prefix_tokens
+
+    @property
+    def only_merges(self) -> bool:
+        """Whether no token may be dropped, as its place has to be filled again."""
+        return bool(self.later_stages)
+
+    @property
+    def dense(self) -> tuple[int, ...]:
+        """Tokens of each block while nothing is compressed."""
+        counts, left = [], self.num_tokens
+        for block in range(self.depth):
+            left = self.coming(block, left)
+            counts.append(left)
+        return tuple(counts)
+
+    def coming(self, block: int, left: Array | float) -> Array | float:
+        """Returns the tokens that enter a block, of those `left` by the one before."""
+        return {0: self.num_tokens, **dict(self.later_stages)}.get(block, left)

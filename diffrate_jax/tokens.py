@@ -176,6 +176,27 @@ def spread(assignment_BSK: Array, value_BSD: Array) -> Array:
     )
 
 
+def restore(tokens: Tokens, x_BND: Array) -> Array:
+    """Returns features [B, O, D] in the places of the tokens that the model began with.
+
+    A place takes the features of the token it ended in. Where the dead are still there
+    a place blends its own token's and those by the mask, whose gradient so tells what
+    the place would gain by its own token; the published restoring does that too.
+
+    Args:
+        tokens: with their origin.
+        x_BND: their features, or what became of them.
+    """
+    origin_BNO = jax.lax.stop_gradient(tokens.origin)
+    if tokens.alive is None:
+        # All are there in their order, or some were really folded away.
+        whole = origin_BNO.shape[1] == origin_BNO.shape[2]
+        return x_BND if whole else spread(origin_BNO, x_BND)
+    own_BN1 = tokens.alive[..., None]
+    ended_BND = spread(origin_BNO * jax.lax.stop_gradient(own_BN1), x_BND)
+    return (own_BN1 * x_BND + (1.0 - own_BN1) * ended_BND).astype(x_BND.dtype)
+
+
 def rows(value: Array, index_BK: Array) -> Array:
     """Returns the rows of an array [B, N, …] at the given positions [B, K, …]."""
     index = index_BK.reshape(index_BK.shape + (1,) * (value.ndim - 2))

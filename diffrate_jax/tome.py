@@ -75,11 +75,12 @@ class ToMe:
 
     def schedule(self, geometry: Geometry) -> Schedule:
         """Returns the tokens really left after each block, as a merge-only schedule."""
-        left, tokens = [], geometry.num_tokens
-        for r in self.removed(geometry.depth):
-            tokens -= min(r, (tokens - geometry.prefix_tokens) // 2)
-            left.append(tokens)
-        return Schedule(prune=None, merge=tuple(left))
+        counts, left = [], geometry.num_tokens
+        for block, r in enumerate(self.removed(geometry.depth)):
+            coming = geometry.coming(block, left)
+            left = coming - min(r, (coming - geometry.prefix_tokens) // 2)
+            counts.append(left)
+        return Schedule(prune=None, merge=tuple(counts))
 
     def kept(self, geometry: Geometry) -> Kept:
         """Returns the tokens left after each block."""

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import jax
@@ -12,13 +12,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffrate_jax import names
 from diffrate_jax.errors import UserError
-from diffrate_jax.models import Params, init_weights
-from diffrate_jax.models.vit import ViT
+from diffrate_jax.models import Model, Params, init_weights
 from diffrate_jax.positions import resized
 from diffrate_jax.sources import open_source
 
 Given = str | os.PathLike | Mapping[str, np.ndarray]
 HEADS = r"head(_dist)?\."
+# The layers that tell classes apart: a ViT's, a distilled one's too, CAFormer's.
+CLASSIFIERS = (("head",), ("head_dist",), ("head", "fc2"))
 # Tensors that a model has no use for, and why.
 IGNORED = {"mask_token": "it fills in hidden patches, in pretraining only"}
 
@@ -36,12 +37,12 @@ class Loaded:
     notes: tuple[str, ...]
 
 
-def load_weights(model: ViT, source: Given, *, new_head: bool = False) -> Params:
+def load_weights(model: Model, source: Given, *, new_head: bool = False) -> Params:
     """Returns a model's weights; see `read_weights`."""
     return read_weights(model, source, new_head=new_head).params
 
 
-def read_weights(model: ViT, source: Given, *, new_head: bool = False) -> Loaded:
+def read_weights(model: Model, source: Given, *, new_head: bool = False) -> Loaded:
     """Reads a model's weights: every tensor is used, or ignored for a reason.
 
     Half precision is read as float32. A position table of another image size is
@@ -59,17 +60,17 @@ def read_weights(model: ViT, source: Given, *, new_head: bool = False) -> Loaded
     """
     opened = open_source(source)
     given, notes = names.renamed(opened.tensors, model), list(opened.notes)
-    unused = ignored(model, given, new_head=new_head)
+    layout, expected = names.layout_of(model, given), abstract_weights(model)
+    params = random_head(expected) if new_head else {}
+    wanted = {layout.name(path): path for path in expected if path not in params}
+    unused = ignored(model, given, {layout.name(path) for path in params})
     notes += [f"{name} is ignored: {reason}" for name, reason in unused.items()]
-    expected = abstract_weights(model)
-    params = random_head(model, expected) if new_head else {}
-    wanted = {names.timm_name(path): path for path in expected if path not in params}
     problems = [f"missing {name}" for name in wanted if name not in given]
     left_over = given.keys() - wanted.keys() - unused.keys()
     problems += [f"unexpected {name}" for name in left_over]
     for name in wanted.keys() & given.keys():
         path, array = wanted[name], np.asarray(given[name])
-        shape = names.timm_shape(path, expected[path].shape, model.patch_size)
+        shape = layout.shape(path, expected[path].shape)
         if name == "pos_embed" and array.shape != shape:
             array, note = resized(array, shape, prefix_positions(model))
             notes += note
@@ -77,7 +78,7 @@ def read_weights(model: ViT, source: Given, *, new_head: bool = False) -> Loaded
         if problem:
             problems.append(f"{name} {problem}")
         else:
-            params[path] = names.from_timm(path, np.asarray(array, np.float32))
+            params[path] = layout.read(path, np.asarray(array, np.float32))
     if problems:
         raise UserError(
             "the weights do not fit the model: "
@@ -88,13 +89,20 @@ def read_weights(model: ViT, source: Given, *, new_head: bool = False) -> Loaded
 
 
 def ignored(
-    model: ViT, given: Mapping[str, np.ndarray], *, new_head: bool
+    model: Model, given: Mapping[str, np.ndarray], replaced: Collection[str]
 ) -> dict[str, str]:
-    """Returns the tensors of a source that are left out, and why."""
+    """Returns the tensors of a source that are left out, and why.
+
+    Args:
+        model: to be filled.
+        given: tensors of the source.
+        replaced: names of those that a new head takes the place of.
+    """
     found = {name: reason for name, reason in IGNORED.items() if name in given}
-    reason = "a new head was asked for" if new_head else "this model has no head"
-    if new_head or not model.num_classes:
-        found |= {name: reason for name in given if re.match(HEADS, name)}
+    found |= {n: "a new head was asked for" for n in given if n in replaced}
+    if not model.num_classes:
+        heads = (name for name in given if re.match(HEADS, name))
+        found |= dict.fromkeys(heads, "this model has no head")
     return found
 
 
@@ -108,23 +116,23 @@ def wrong(array: np.ndarray, shape: tuple[int, ...]) -> str | None:
 
 
 def random_head(
-    model: ViT, expected: Mapping[names.Path, jax.ShapeDtypeStruct]
+    expected: Mapping[names.Path, jax.ShapeDtypeStruct],
 ) -> dict[names.Path, np.ndarray]:
-    """Returns the weights of a new head, always the same: small kernels, no bias."""
+    """Returns new classifiers, always the same: small kernels, no bias."""
     rng = np.random.default_rng(0)
     return {
         path: np.float32(rng.normal(0.0, 0.02, weight.shape) * (path[-1] == "kernel"))
         for path, weight in expected.items()
-        if path[0] in ("head", "head_dist")
+        if path[:-1] in CLASSIFIERS
     }
 
 
-def prefix_positions(model: ViT) -> int:
-    """Returns how many rows of a model's position table belong to no patch."""
+def prefix_positions(model: Model) -> int:
+    """Returns how many rows of a ViT's position table belong to no patch."""
     return model.prefix_tokens if model.position_prefix else 0
 
 
-def save_weights(model: ViT, params: Params, path: str | os.PathLike) -> None:
+def save_weights(model: Model, params: Params, path: str | os.PathLike) -> None:
     """Writes weights as safetensors under timm's names, whole or not at all."""
     from safetensors.numpy import save_file
 
@@ -136,15 +144,15 @@ def save_weights(model: ViT, params: Params, path: str | os.PathLike) -> None:
     os.replace(part, path)
 
 
-def to_timm(model: ViT, params: Params) -> dict[str, np.ndarray]:
+def to_timm(model: Model, params: Params) -> dict[str, np.ndarray]:
     """Returns the weights as a flat dict of timm's names and layouts."""
-    flat = flatten_dict(jax.device_get(params))
+    layout, flat = names.layout_of(model), flatten_dict(jax.device_get(params))
     return {
-        names.timm_name(path): names.to_timm(path, np.asarray(array), model.patch_size)
+        layout.name(path): layout.write(path, np.asarray(array))
         for path, array in flat.items()
     }
 
 
-def abstract_weights(model: ViT) -> dict[names.Path, jax.ShapeDtypeStruct]:
+def abstract_weights(model: Model) -> dict[names.Path, jax.ShapeDtypeStruct]:
     """Returns shape and type of every weight by its path, computing nothing."""
     return flatten_dict(jax.eval_shape(lambda: init_weights(model)))

@@ -202,7 +202,7 @@ def test_a_published_schedule_is_told_with_its_figures(
     release = {"prune": None, "merge": [17, 9], "published": FIGURES | {"gmacs": 3.0}}
     record = {"schedules": {"2.9": release, "2.5": {"prune": None, "merge": [9, 9]}}}
     (tmp_path / "vit.json").write_text(json.dumps(record))
-    monkeypatch.setattr("diffrate_jax.schedule.PUBLISHED", tmp_path)
+    monkeypatch.setattr("diffrate_jax.published.PUBLISHED", tmp_path)
     flags = "--schedule=published:2.9 --against=published:2.5"
     assert run(paths, tmp_path / "work", flags) == 0
     first, second = read_json(tmp_path / "work" / "evaluation.json")["rows"]

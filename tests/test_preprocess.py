@@ -146,7 +146,6 @@ def config_with(**fields):
     return config
 
 
-@pytest.mark.usefixtures("presets")
 def test_one_choice_serves_data_evaluation_and_training():
     for kind, resize, mean in [("", 32, 0.5), ("published", 37, 0.485)]:
         config = config_with(preprocess=kind)

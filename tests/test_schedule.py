@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import diffrate_jax as dr
+from diffrate_jax.published import PUBLISHED
 from diffrate_jax.rates import Kept
-from diffrate_jax.schedule import PUBLISHED
 from diffrate_jax.shapes import Geometry
 
 TOKENS = 17

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from diffrate_jax.compress import Gathered
 from diffrate_jax.errors import UserError, did_you_mean
-from diffrate_jax.models.check import check_vit
+from diffrate_jax.models.caformer import CAFormer
+from diffrate_jax.models.check import check_caformer, check_vit
 from diffrate_jax.models.presets import architecture_of
 from diffrate_jax.models.vit import Compression, Output, ViT
 from diffrate_jax.rates import Rates, zero_rates
@@ -17,46 +18,65 @@ from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Array
 
 Params = dict[str, Any]
+Model = ViT | CAFormer
+# What builds the models of a family, and what refuses impossible ones.
+FAMILIES = {"vit": (ViT, check_vit), "caformer": (CAFormer, check_caformer)}
 
 
-def create_model(name: str, **fields: Any) -> ViT:
-    """Returns a model: a preset by its timm name, or "vit" with any fields of `ViT`.
+def create_model(name: str, **fields: Any) -> Model:
+    """Returns a model: a preset by its timm name, or a family with any of its fields.
 
     Args:
-        name: preset, or "vit".
-        fields: override the preset's fields; all but those with defaults for "vit".
+        name: preset, "vit" (fields of `ViT`) or "caformer" (of `CAFormer`).
+        fields: override the preset's fields; all but those with defaults for a family.
 
     Raises:
         UserError: unknown name or field, or an impossible architecture.
     """
-    preset = architecture_of(name)
-    known = [
-        f.name for f in dataclasses.fields(ViT) if f.name not in ("parent", "name")
-    ]
+    preset = {"family": name} if name in FAMILIES else architecture_of(name)
+    family, check = FAMILIES[preset.pop("family", "vit")]
+    given = {f.name: f for f in dataclasses.fields(family)}
+    known = {n: f for n, f in given.items() if n not in ("parent", "name")}
     for field in fields:
         if field not in known:
             raise UserError(
-                f"a ViT has no field {field!r}; {did_you_mean(field, known)}"
+                f"a {family.__name__} has no field {field!r}; "
+                f"{did_you_mean(field, known)}"
             )
     fields = preset | fields
-    required = [f for f in known[: known.index("pool")] if f not in fields]
+    required = [
+        name
+        for name, field in known.items()
+        if name not in fields and field.default is dataclasses.MISSING
+    ]
     if required:
         raise UserError(f"create_model({name!r}) also needs {', '.join(required)}")
+    fields = {name: fixed(value) for name, value in fields.items()}
     if fields.get("compress") is not None:
         fields["compress"] = tuple(bool(block) for block in fields["compress"])
-    model = ViT(**fields)
-    check_vit(model)
+    model = family(**fields)
+    check(model)
     return model
 
 
-def architecture(model: ViT) -> dict[str, Any]:
+def fixed(value: Any) -> Any:
+    """Returns a field's value as models hold it: lists are tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def family_of(model: Model) -> str:
+    """Returns the name of a model's family, which `create_model` takes."""
+    return next(name for name, (kind, _) in FAMILIES.items() if type(model) is kind)
+
+
+def architecture(model: Model) -> dict[str, Any]:
     """Returns a model's fields as JSON knows them, for provenance."""
     fields = dataclasses.asdict(model)
     hidden = ("parent", "name", "dtype")
     return {name: value for name, value in fields.items() if name not in hidden}
 
 
-def init_weights(model: ViT, seed: int = 0) -> Params:
+def init_weights(model: Model, seed: int = 0) -> Params:
     """Returns random weights: the nested dict that `forward` takes."""
     size = model.image_size
     images = jnp.zeros((1, size, size, 3), model.dtype)
@@ -64,18 +84,19 @@ def init_weights(model: ViT, seed: int = 0) -> Params:
     return jax.jit(model.init)(jax.random.key(seed), images, dense)["params"]
 
 
-def init_rates(model: ViT, granularity: int = 1) -> Rates:
+def init_rates(model: Model, granularity: int = 1) -> Rates:
     """Returns the rates that search starts from: all candidates equally likely.
 
     Args:
         model: that will be compressed.
         granularity: step between neighbouring candidates, in tokens.
     """
-    return zero_rates(model.geometry, granularity)
+    geometry = model.geometry
+    return zero_rates(geometry, granularity, prune=not geometry.only_merges)
 
 
 def forward(
-    model: ViT,
+    model: Model,
     params: Params,
     images: Array,
     compression: Compression | None = None,
@@ -129,7 +150,7 @@ def forward(
     jax.jit, static_argnames=("model", "trace", "features", "drop_path"), inline=True
 )
 def _forward(
-    model: ViT,
+    model: Model,
     params: Params,
     images: Array,
     compression: Compression,
@@ -171,7 +192,7 @@ def unmerge(features_BKD: Array, origin_BKO: Array) -> Array:
     )
 
 
-def check_images(model: ViT, images: Array) -> None:
+def check_images(model: Model, images: Array) -> None:
     """Refuses images that do not fit the model.
 
     Raises:

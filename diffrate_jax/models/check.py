@@ -1,6 +1,10 @@
 """What architectures are possible."""
 
+import math
+
 from diffrate_jax.errors import UserError
+from diffrate_jax.models.caformer import MERGING, STRIDES, CAFormer
+from diffrate_jax.models.metaformer import HEAD_WIDTH
 from diffrate_jax.models.vit import ViT
 
 
@@ -62,4 +66,34 @@ def check_prefix(model: ViT) -> None:
         raise UserError(
             "a distilled model reads its first two tokens: it needs pool='cls', "
             f"got {pool!r}"
+        )
+
+
+def check_caformer(model: CAFormer) -> None:
+    """Refuses an impossible architecture.
+
+    Raises:
+        UserError: not four stages, a number that is not a positive integer or no
+            multiple of what it has to be.
+    """
+    for field in ("depths", "widths"):
+        values = getattr(model, field)
+        if len(values) != len(STRIDES):
+            raise UserError(
+                f"{field} must hold one number for each of {len(STRIDES)} stages, "
+                f"got {values!r}"
+            )
+        for value in values:
+            check_positive(field, value)
+    check_positive("num_classes", model.num_classes)
+    check_positive("image_size", model.image_size)
+    if any(width % HEAD_WIDTH for width in model.widths[MERGING:]):
+        raise UserError(
+            f"the last two widths must be multiples of {HEAD_WIDTH}, the width of a "
+            f"head, got {model.widths}"
+        )
+    if model.image_size % math.prod(STRIDES):
+        raise UserError(
+            f"image_size must be a multiple of {math.prod(STRIDES)}, the steps of four "
+            f"stages, got {model.image_size}"
         )

@@ -17,6 +17,7 @@ class Attention(nn.Module):
     num_heads: int
     qkv_bias: bool
     dtype: jnp.dtype
+    proj_bias: bool = True
 
     @nn.compact
     def __call__(
@@ -43,7 +44,10 @@ class Attention(nn.Module):
             epsilon=epsilon,
         )
         mixed_BND = jnp.transpose(mixed_BHNE, (0, 2, 1, 3)).reshape(x_BND.shape)
-        return nn.Dense(width, dtype=self.dtype, name="proj")(mixed_BND), seen
+        project = nn.Dense(
+            width, use_bias=self.proj_bias, dtype=self.dtype, name="proj"
+        )
+        return project(mixed_BND), seen
 
 
 @jax.checkpoint
@@ -90,18 +94,23 @@ class LayerNorm(nn.Module):
 
     epsilon: float
     dtype: jnp.dtype
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x_BND: Array) -> Array:
         """Returns x normalised over its last dimension, whatever its rank."""
         width = x_BND.shape[-1:]
         scale_D = self.param("scale", nn.initializers.ones, width)
-        bias_D = self.param("bias", nn.initializers.zeros, width)
+        bias_D = 0.0
+        if self.use_bias:
+            bias_D = self.param("bias", nn.initializers.zeros, width)
         return normalise(x_BND, scale_D, bias_D, self.epsilon).astype(self.dtype)
 
 
 @functools.partial(jax.checkpoint, static_argnums=3)
-def normalise(x_BND: Array, scale_D: Array, bias_D: Array, epsilon: float) -> Array:
+def normalise(
+    x_BND: Array, scale_D: Array, bias_D: Array | float, epsilon: float
+) -> Array:
     """Brings features to mean 0 and variance 1, then scales and shifts them.
 
     The gradient keeps nothing but x, and computes the rest again.

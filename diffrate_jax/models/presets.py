@@ -28,12 +28,13 @@ def preset(name: str) -> dict[str, Any]:
     for known in (name, name.split(".")[0]):
         if known in presets():
             return dict(presets()[known])
-    raise UserError(
-        f"unknown model {name!r}; {did_you_mean(name, ['vit', *presets()])}"
-    )
+    hint = did_you_mean(name, ["vit", "caformer", *presets()])
+    if not hint.startswith("did"):
+        hint = "python -m diffrate_jax.convert --list names them all"
+    raise UserError(f"unknown model {name!r}; {hint}")
 
 
 def architecture_of(name: str) -> dict[str, Any]:
-    """Returns the fields of a preset's model; none for "vit", which has no preset."""
-    fields = {} if name == "vit" else preset(name)
+    """Returns the fields of a preset's model, and its family where that is no ViT."""
+    fields = preset(name)
     return {key: fields[key] for key in fields if key not in PREPROCESSING}

@@ -200,12 +200,7 @@ class ViT(nn.Module):
             x_BND = self._add_positions(jnp.concatenate([*prefix, x_BND], axis=1))
         else:
             x_BND = jnp.concatenate([*prefix, self._add_positions(x_BND)], axis=1)
-        origin = None
-        if trace:
-            batch, num_tokens = x_BND.shape[:2]
-            one_each = jnp.eye(num_tokens, dtype=jnp.float32)
-            origin = jnp.broadcast_to(one_each, (batch, num_tokens, num_tokens))
-        return Tokens(x_BND, origin=origin)
+        return Tokens(x_BND, origin=one_each(x_BND) if trace else None)
 
     def _add_positions(self, x_BND: Array) -> Array:
         small = nn.initializers.truncated_normal(SPREAD)
@@ -257,6 +252,13 @@ def patches(images_BYXC: Array, patch_size: int) -> Array:
     )
     split = jnp.transpose(split, (0, 1, 3, 2, 4, 5))
     return split.reshape(batch, grid[0] * grid[1], patch_size**2 * channels)
+
+
+def one_each(x_BND: Array) -> Array:
+    """Returns the origin [B, N, N] of tokens of which each is still itself."""
+    batch, num_tokens = x_BND.shape[:2]
+    itself_NN = jnp.eye(num_tokens, dtype=jnp.float32)
+    return jnp.broadcast_to(itself_NN, (batch, num_tokens, num_tokens))
 
 
 def average(tokens: Tokens, prefix_tokens: int) -> Array:

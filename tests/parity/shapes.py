@@ -25,18 +25,20 @@ def timm_model(name: str, **fields: object) -> torch.nn.Module:
 
 
 def shapes_of(name: str) -> dict[str, object]:
-    """Returns the number of blocks, and the shape of every parameter."""
+    """Returns the number of blocks, stage by stage, and the shape of each parameter."""
     with torch.device("meta"):
         state = timm_model(name).state_dict()
-    shapes, blocks = {}, set()
+    shapes, blocks = {}, {}
     for key, tensor in state.items():
-        block = re.match(r"blocks\.(\d+)\.", key)
-        blocks |= {block[1]} if block else set()
-        key = re.sub(r"^blocks\.\d+\.", "blocks.*.", key)
+        found = re.match(r"((?:stages\.\d\.)?blocks\.)(\d+)\.", key)
+        if found:
+            start = f"{found[1]}*"
+            blocks[start] = max(blocks.get(start, 0), int(found[2]) + 1)
+            key = start + key[found.end() - 1 :]
         shape = list(tensor.shape)
         if shapes.setdefault(key, shape) != shape:
             raise ValueError(f"{name}: blocks differ in {key}")
-    return {"blocks": len(blocks), "shapes": shapes}
+    return {"blocks": blocks, "shapes": shapes}
 
 
 def main() -> None:

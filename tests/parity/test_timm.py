@@ -28,11 +28,13 @@ FAMILIES = {
     "vit_small_patch14_dinov2": {"img_size": 98},
     "vit_small_patch14_reg4_dinov2": {"img_size": 98},
 }
+CAFORMER = "caformer_s18"
 
 
 def random_timm(name: str, **fields: object) -> torch.nn.Module:
     """Returns timm's model with weights that spread its tokens, ready to run."""
-    model = timm_model(name, **{"depth": 3} | fields)
+    fields = {"depth": 3} | fields
+    model = timm_model(name, **{k: v for k, v in fields.items() if v is not None})
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for key, weight in model.named_parameters():
@@ -56,6 +58,19 @@ def test_dense_logits(name: str):
     rng = np.random.default_rng(1)
     shape = (2, model.image_size, model.image_size, 3)
     images = rng.standard_normal(shape).astype(np.float32)
+    with torch.no_grad():
+        wanted = theirs(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    params = dr.load_weights(model, arrays(theirs))
+    found = dr.forward(model, params, jnp.asarray(images)).logits
+    assert wanted.std() > 0.1
+    np.testing.assert_allclose(found, wanted, atol=2e-5 * np.abs(wanted).max())
+
+
+def test_dense_logits_of_caformer():
+    theirs = random_timm(CAFORMER, depth=None, depths=(1, 1, 2, 1))
+    model = dr.create_model(CAFORMER, depths=(1, 1, 2, 1))
+    rng = np.random.default_rng(1)
+    images = rng.standard_normal((2, 224, 224, 3)).astype(np.float32)
     with torch.no_grad():
         wanted = theirs(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
     params = dr.load_weights(model, arrays(theirs))
