@@ -17,7 +17,7 @@ from diffrate_jax.shapes import Geometry
 from diffrate_jax.tome import ToMe
 
 # A baseline may cost as much as what it is compared with, and this share more.
-DEARER = 0.01
+DEARER = 0.02
 NUM_RANDOM = 5
 
 
@@ -85,7 +85,7 @@ def whole_number(text: str) -> int:
 def baselines(
     model: HasCost, macs: int, seed: int = 0, rule: str = "diffrate"
 ) -> dict[str, Compression]:
-    """Returns the baselines at a cost: none cheaper, none more than 1 % dearer.
+    """Returns the baselines at a cost: none cheaper, none more than 2 % dearer.
 
     What no schedule of a family can cost is left out; standard error says so.
 
@@ -187,7 +187,7 @@ def linear_removals(
 def cheapest(
     model: HasCost, macs: int, removals: Iterator[tuple[int, ...]]
 ) -> ToMe | None:
-    """Returns the ToMe of least cost that costs `macs` or up to 1 % more, if any."""
+    """Returns the ToMe of least cost that costs `macs` or up to 2 % more, if any."""
     priced = {r: cost_macs(model, ToMe(r)) for r in set(removals)}
     allowed = [r for r in priced if macs <= priced[r] <= macs * (1 + DEARER)]
     if not allowed:

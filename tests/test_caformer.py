@@ -27,8 +27,8 @@ from diffrate_jax.caformer_names import (
 )
 from diffrate_jax.data.augment import Augment
 from diffrate_jax.learning import learn_schedule
-from diffrate_jax.models import PRESETS
 from diffrate_jax.models.caformer import CAFormer
+from diffrate_jax.models.presets import presets
 from diffrate_jax.published import PUBLISHED
 from diffrate_jax.rates import Located
 from diffrate_jax.recipe import Recipe
@@ -141,8 +141,8 @@ def test_published_costs():
 
 def test_every_preset_has_its_number_of_weights():
     """26, 39, 56 and 99 millions in the authors' table."""
-    presets = json.loads(PRESETS.read_text())
-    names = [name for name, f in presets.items() if f.get("family") == "caformer"]
+    known = presets()
+    names = [name for name, f in known.items() if f.get("family") == "caformer"]
     assert names == [*COUNTS]
     for name, wanted in COUNTS.items():
         model = dr.create_model(name)

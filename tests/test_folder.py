@@ -251,8 +251,9 @@ def test_a_stream_left_early_leaves_no_thread_behind(plain):
     assert threading.active_count() > before
     del stream
     gc.collect()
-    for _ in range(100):
-        if threading.active_count() == before:
+    # On a busy machine a thread may take its time to end.
+    for _ in range(500):
+        if threading.active_count() <= before:
             return
         time.sleep(0.02)
     raise AssertionError("threads still run")

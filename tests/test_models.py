@@ -23,7 +23,7 @@ def made(kind: str, **fields: Any):
     """Returns a model of 4 x 4 patches, weights that spread its tokens, and images."""
     fields = {"num_classes": 5} | KINDS[kind] | fields
     model = dr.create_model(
-        "vit", image_size=16, patch_size=4, width=24, depth=4, num_heads=2, **fields
+        "vit", image_size=16, patch_size=4, width=24, depth=2, num_heads=2, **fields
     )
     rng = np.random.default_rng(0)
     params = jax.tree.map(
@@ -35,10 +35,10 @@ def made(kind: str, **fields: Any):
 
 
 def schedule_of(model, rule: str) -> dr.Schedule:
-    """Returns one that takes a fifth of what is left in each block, then more."""
+    """Returns one that prunes, if its rule does, and merges in both blocks."""
     prefix = model.prefix_tokens
-    merge = tuple(prefix + left for left in (14, 11, 8, 4))
-    prune = tuple(prefix + left for left in (15, 13, 9, 7))
+    merge = tuple(prefix + left for left in (11, 6))
+    prune = tuple(prefix + left for left in (14, 8))
     return dr.Schedule(prune if rule == "diffrate" else None, merge, rule=rule)
 
 

@@ -240,4 +240,4 @@ def test_examples_in_docstrings():
             assert not failed, name
             if tried:
                 with_examples.add(name.removeprefix("diffrate_jax."))
-    assert {"errors", "rates", "schedule", "tome", "weights"} <= with_examples
+    assert {"errors", "rates", "schedule", "tome", "names"} <= with_examples
