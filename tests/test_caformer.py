@@ -139,6 +139,7 @@ def test_published_costs():
         np.testing.assert_allclose(traced / 1e9, row["gmacs"], atol=6e-5)
 
 
+@pytest.mark.slow
 def test_every_preset_has_its_number_of_weights():
     """26, 39, 56 and 99 millions in the authors' table."""
     known = presets()
@@ -243,7 +244,11 @@ def runner(dtype: type):
     return fast(model, params, images().astype(dtype), trace=True)
 
 
-@every_rule
+@pytest.mark.parametrize(
+    "rule",
+    ["redundancy"]
+    + [pytest.param(rule, marks=pytest.mark.slow) for rule in ("tome", "diffrate")],
+)
 def test_masked_equals_gathered(rule: str):
     count = st.integers(1, TOKENS)
 
@@ -367,7 +372,9 @@ def compiled_fast() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("compiled_fast")
-@pytest.mark.parametrize("method", ["projected", "penalised"])
+@pytest.mark.parametrize(
+    "method", ["projected", pytest.param("penalised", marks=pytest.mark.slow)]
+)
 def test_a_search_ends_within_its_budget(method: str):
     options = {"steps": 6, "augment": Augment(HALVES, HALVES), "learning_rate": 0.1}
     recipe = Recipe(refine_images=0, **options)

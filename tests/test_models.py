@@ -44,8 +44,14 @@ def schedule_of(model, rule: str) -> dr.Schedule:
 
 @pytest.mark.parametrize(
     ("kind", "rule"),
-    [(kind, "redundancy") for kind in KINDS]
-    + [("registers", "diffrate"), ("distilled", "tome")],
+    [("registers", "redundancy"), ("no prefix", "redundancy"), ("distilled", "tome")]
+    + [
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (
+            *(("distilled", "redundancy"), ("class and registers", "redundancy")),
+            ("registers", "diffrate"),
+        )
+    ],
 )
 def test_masked_equals_gathered_whatever_comes_first(kind: str, rule: str):
     model, params, images = made(kind)
@@ -92,7 +98,9 @@ def test_a_model_without_a_head_returns_its_pooled_features():
     np.testing.assert_allclose(out.logits, out.features[:, 0], atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["registers", "no prefix"])
+@pytest.mark.parametrize(
+    "kind", ["registers", pytest.param("no prefix", marks=pytest.mark.slow)]
+)
 def test_features_return_to_the_grid(kind: str):
     model, params, images = made(kind)
     whole = dr.forward(model, params, images, features=True)
