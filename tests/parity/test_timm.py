@@ -67,8 +67,8 @@ def test_dense_logits(name: str):
 
 
 def test_dense_logits_of_caformer():
-    theirs = random_timm(CAFORMER, depth=None, depths=(1, 1, 2, 1))
-    model = dr.create_model(CAFORMER, depths=(1, 1, 2, 1))
+    theirs = random_timm(CAFORMER, depth=None)
+    model = dr.create_model(CAFORMER)
     rng = np.random.default_rng(1)
     images = rng.standard_normal((2, 224, 224, 3)).astype(np.float32)
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_shapes_are_timms():
 def test_preprocessing_is_timms(name: str):
     config = timm.get_pretrained_cfg(name)
     own = presets()[name]
-    assert own["image_size"] == config.input_size[-1]
+    assert dr.create_model(name).image_size == config.input_size[-1]
     assert own["crop_pct"] == config.crop_pct
     assert own["interpolation"] == config.interpolation
     assert tuple(own["mean"]) == tuple(config.mean)
