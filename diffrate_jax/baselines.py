@@ -39,7 +39,8 @@ def parse_compression(text: str, model: HasCost, name: str) -> Compression | Non
     if text == "none":
         return None
     if kind == "published":
-        compression = Gathered(published_schedule(name, value))
+        # What was published of it was measured with the published inference.
+        compression = Gathered(published_schedule(name, value), reference=True)
     elif kind == "tome":
         compression = ToMe(whole_number(value))
     elif kind == "uniform":

@@ -142,7 +142,16 @@ def learn_schedules(
 
 
 def searched(model: ViT, recipe: Recipe) -> ViT:
-    """Returns the model with the blocks free that the recipe lets compress."""
+    """Returns the model with the blocks free that the recipe lets compress.
+
+    Raises:
+        UserError: a model without classes.
+    """
+    if not model.num_classes:
+        raise UserError(
+            "a search compares class probabilities, and this model has no classes; "
+            "give it a head (convert --num_classes) and train it, or take uniform:60%"
+        )
     if recipe.blocks == "model" or model.compress is not None:
         return model
     return model.clone(compress=(True,) * model.depth)

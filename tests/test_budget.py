@@ -201,7 +201,7 @@ def test_compressions_by_name(tmp_path: Path):
     published.save(tmp_path / "s.json")
     parse = lambda text: parse_compression(text, model, DEIT)  # noqa: E731
     assert parse("none") is None
-    assert parse("published:2.9") == dr.Gathered(published)
+    assert parse("published:2.9") == dr.Gathered(published, reference=True)
     assert parse(str(tmp_path / "s.json")) == dr.Gathered(published)
     assert parse("tome:8") == dr.ToMe(8)
     even = parse("uniform:60%").schedule

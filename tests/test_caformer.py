@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import diffrate_jax as dr
 from diffrate_jax import tokens as tk
-from diffrate_jax.baselines import hand_made, random_schedule
+from diffrate_jax.baselines import hand_made, parse_compression, random_schedule
 from diffrate_jax.budget import fit_to_budget, smallest_schedule, uniform
 from diffrate_jax.caformer_names import (
     authors_name,
@@ -595,3 +595,10 @@ def test_rates_of_pruning_are_refused():
     both = rates.replace(prune=rates.merge)
     with pytest.raises(dr.UserError, match="this model only merges"):
         dr.forward(small(), weights(), images(), dr.Masked(both))
+
+
+def test_published_schedules_run_as_they_were_published():
+    model = dr.create_model("caformer_s36")
+    found = parse_compression("published:5.6", model, "caformer_s36")
+    schedule = dr.published_schedule("caformer_s36", 5.6)
+    assert found == dr.Gathered(schedule, reference=True)

@@ -143,3 +143,9 @@ def test_search_finds_a_schedule_with_registers():
     fraction = dr.cost_macs(model, found.schedule) / dr.cost_macs(model, None)
     assert 0.6 < fraction <= 0.7
     assert min(found.schedule.merge) > model.prefix_tokens
+
+
+def test_a_model_without_classes_is_not_searched():
+    model, params, _ = made("registers", num_classes=0)
+    with pytest.raises(dr.UserError, match="this model has no classes; "):
+        dr.learn_schedule(model, params, iter([]), target="70%")
