@@ -256,4 +256,4 @@ def describe(values: Values) -> str:
     """Returns what the progress bar shows: cost against target and the counts."""
     counts = " ".join(str(round(float(count))) for count in values["merge"])
     share = values["macs"] / values["target_macs"]
-    return f"loss {values['loss']:.3f}, cost {share:.1%} of target, kept {counts}"
+    return f"loss {values['loss']:.3g}, cost {share:.1%} of target, kept {counts}"
