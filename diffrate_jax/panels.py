@@ -112,7 +112,7 @@ def draw_methods(axes: Axes, found: Sequence[Method]) -> None:
         points.sort(key=lambda method: method.mean("fraction"))
         _draw_method(axes, points, colour, marker)
     axes.grid(visible=True)
-    axes.margins(x=0.08, y=0.1)
+    axes.margins(x=0.08, y=0.16)
     axes.xaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=""))
     if len(names) == len(found):
         _name_points(axes, found)
