@@ -13,7 +13,7 @@ from diffrate_jax.results import (
     Evaluation,
     Row,
     bootstrap_difference,
-    first_tokens,
+    geometry_of,
     hits,
 )
 from diffrate_jax.schedule import Schedule
@@ -229,10 +229,11 @@ def schedule_title(path: str, schedule: Schedule) -> str:
 
 def schedule_table(path: str, schedule: Schedule) -> Table:
     """Returns the tokens of every block."""
-    first = first_tokens(schedule)
+    geometry = geometry_of(schedule)
+    steps = zip(schedule.steps(geometry), geometry.dense, strict=True)
     rows = [
-        (str(block), *map(str, step), f"{step[-1] / first:.0%}")
-        for block, step in enumerate(schedule.steps(first), 1)
+        (str(block), *map(str, step), f"{step[-1] / dense:.0%}")
+        for block, (step, dense) in enumerate(steps, 1)
     ]
     header = ("block", "tokens in", "after pruning", "after merging", "of all")
     return Table(schedule_title(path, schedule), header, rows)

@@ -12,7 +12,8 @@ Examples:
 --workdir    folder for evaluation.json, of this evaluation alone; the same command
              goes on where it stopped
 --schedule   none (default), published:2.9, tome:8, uniform:60% or a path
---against    more of these, separated by commas, each perhaps with a name: mine=a.json
+--against    more of these, separated by commas, each perhaps with a name: mine=a.json;
+             names and paths have no commas
 --baselines  also evaluate the dense model and every baseline at the schedule's cost
 """
 
@@ -81,7 +82,7 @@ def others(text: str, model: ViT, preset: str) -> dict[str, Compression | None]:
                 f"--against needs a name for each schedule, got {name!r} twice; write "
                 "NAME=SCHEDULE"
             )
-        found[name] = parse_compression(source, model, preset)
+        found[name] = parse_compression(source.strip(), model, preset)
     return found
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from diffrate_jax.comparison import Method, is_learned, speed_range
-from diffrate_jax.results import Benchmark, SearchStep, TrainStep, first_tokens
+from diffrate_jax.results import Benchmark, SearchStep, TrainStep, geometry_of
 from diffrate_jax.schedule import Schedule
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
@@ -37,10 +37,18 @@ def wrapped(text: str, width: int) -> str:
 
 def draw_schedule(axes: Axes, schedule: Schedule) -> None:
     """Stacks for every block the tokens kept, merged away and pruned away."""
-    first = first_tokens(schedule)
-    coming, middle, kept = np.array(schedule.steps(first)).T
+    geometry = geometry_of(schedule)
+    coming, middle, kept = np.array(schedule.steps(geometry)).T
     blocks = np.arange(1, schedule.depth + 1)
-    axes.axhline(first, color=BLACK, linestyle=":", linewidth=1, label="all tokens")
+    axes.step(
+        np.arange(schedule.depth + 1) + 0.5,
+        [*geometry.dense, geometry.dense[-1]],
+        where="post",
+        color=BLACK,
+        linestyle=":",
+        linewidth=1,
+        label="all tokens",
+    )
     axes.bar(blocks, kept, color=SKY, label="kept")
     axes.bar(
         blocks,
@@ -65,7 +73,11 @@ def draw_schedule(axes: Axes, schedule: Schedule) -> None:
     # Three digits below every block fit up to about twenty blocks.
     axes.set_xticks(blocks, names, fontsize=9 if schedule.depth <= 20 else 6)
     axes.tick_params(axis="x", length=0)
-    axes.set(ylabel="tokens", xlim=(0.4, schedule.depth + 0.6), ylim=(0, first * 1.05))
+    axes.set(
+        ylabel="tokens",
+        xlim=(0.4, schedule.depth + 0.6),
+        ylim=(0, 1.05 * geometry.num_tokens),
+    )
 
 
 def draw_costs(axes: Axes, metrics: Mapping[str, Sequence[SearchStep]]) -> None:

@@ -1,5 +1,6 @@
 """What runs leave in a work directory, read back and checked."""
 
+import contextlib
 import dataclasses
 import json
 import reprlib
@@ -10,14 +11,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 from diffrate_jax.errors import UserError
+from diffrate_jax.models import create_model
 from diffrate_jax.records import (
     Positive,
     PositiveFloat,
-    is_whole,
     read_record,
     wrong_value,
 )
 from diffrate_jax.schedule import FORMAT, Schedule
+from diffrate_jax.shapes import Geometry
 
 Step = TypeVar("Step")
 Sheet = TypeVar("Sheet")
@@ -188,18 +190,21 @@ def hits(correct: str | np.ndarray) -> np.ndarray:
     return np.asarray(correct, float)
 
 
-def first_tokens(schedule: Schedule) -> int:
-    """Returns how many tokens enter the first block.
+def geometry_of(schedule: Schedule) -> Geometry:
+    """Returns the token counts of the model that a schedule is for.
 
-    The model's sizes say it, where the schedule was saved with them. Otherwise the
-    first count does: search leaves the first block alone (DiffRate, section 4.1).
+    The model says it, where the schedule was saved with one. Otherwise the first count
+    does: published searches leave the first block alone (DiffRate, section 4.1).
     """
-    model = schedule.provenance.get("model")
-    model = model if isinstance(model, dict) else {}
-    sizes = [model.get(key) for key in ("image_size", "patch_size", "prefix_tokens")]
-    if all(is_whole(size) for size in sizes) and sizes[1]:
-        return (sizes[0] // sizes[1]) ** 2 + sizes[2]
-    return (schedule.prune or schedule.merge)[0]
+    fields = schedule.provenance.get("model")
+    if isinstance(fields, dict):
+        family = "caformer" if "depths" in fields else "vit"
+        with contextlib.suppress(UserError):
+            geometry = create_model(family, **fields).geometry
+            if geometry.depth == schedule.depth:
+                return geometry
+    first = (schedule.prune or schedule.merge)[0]
+    return Geometry(first, 0, (True,) * schedule.depth)
 
 
 def _records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:

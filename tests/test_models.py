@@ -149,3 +149,17 @@ def test_a_model_without_classes_is_not_searched():
     model, params, _ = made("registers", num_classes=0)
     with pytest.raises(dr.UserError, match="this model has no classes; "):
         dr.learn_schedule(model, params, iter([]), target="70%")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("mlp_ratio", "4"), ("mlp_ratio", -1.0), ("layer_norm_eps", None)),
+        *(("qkv_bias", 1), ("compress", 3), ("compress", ["a", "b"]), ("width", "24")),
+        *(("layer_scale", "x"), ("depth", True), ("pool", 3)),
+    ],
+)
+def test_a_field_of_another_type_is_refused(field: str, value: object):
+    fields = {"width": 24, "depth": 2, "num_heads": 2, "num_classes": 3}
+    with pytest.raises(dr.UserError, match=f"^{field} must be "):
+        dr.create_model("vit", image_size=16, patch_size=4, **fields | {field: value})

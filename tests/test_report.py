@@ -7,6 +7,7 @@ import json
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from diffrate_jax import pictures, report
 from diffrate_jax.comparison import (
@@ -17,9 +18,10 @@ from diffrate_jax.comparison import (
     schedule_table,
 )
 from diffrate_jax.errors import UserError
-from diffrate_jax.panels import _apart
+from diffrate_jax.models import architecture, create_model
+from diffrate_jax.panels import _apart, draw_schedule
 from diffrate_jax.reporting import write_report
-from diffrate_jax.results import bootstrap_difference, find_results, first_tokens
+from diffrate_jax.results import bootstrap_difference, find_results, geometry_of
 from diffrate_jax.schedule import Schedule
 
 NAMES = ("dense", "learned", "ToMe constant", "tome:<b>8</b>", "random 1", "random 2")
@@ -296,11 +298,28 @@ def test_methods_are_told_apart_by_name(name, learned):
     assert is_learned(name) == learned
 
 
+def test_a_later_stage_starts_anew_in_table_and_picture():
+    model = create_model("caformer_s36", image_size=64)
+    provenance = {"model": json.loads(json.dumps(architecture(model)))}
+    # 18 blocks of 4 x 4 tokens, then 3 of 2 x 2.
+    merge = (16,) * 9 + (10,) * 9 + (4,) * 3
+    schedule = Schedule(None, merge, provenance)
+    rows = schedule_table("s", schedule).rows
+    assert rows[17] == ("18", "10", "10", "10", "62%")
+    assert rows[18] == ("19", "4", "4", "4", "100%")
+    axes = Figure().subplots()
+    draw_schedule(axes, schedule)
+    dense = next(line for line in axes.lines if line.get_label() == "all tokens")
+    assert [*dense.get_ydata()] == [16] * 18 + [4] * 4
+
+
 def test_schedule_table_counts_from_the_model_where_it_is_known():
-    model = {"image_size": 32, "patch_size": 8, "prefix_tokens": 1}
-    known = Schedule(SCHEDULE.prune, SCHEDULE.merge, {"model": model})
-    assert first_tokens(SCHEDULE) == 9
-    assert first_tokens(known) == 17
+    depth = SCHEDULE.depth
+    fields = {"width": 24, "depth": depth, "num_heads": 2, "num_classes": 3}
+    model = create_model("vit", image_size=32, patch_size=8, **fields)
+    known = Schedule(SCHEDULE.prune, SCHEDULE.merge, {"model": architecture(model)})
+    assert geometry_of(SCHEDULE).num_tokens == 9
+    assert geometry_of(known) == model.geometry
     assert schedule_table("s", known).rows[0] == ("1", "17", "9", "9", "53%")
     assert (
         schedule_table("s", SCHEDULE).title == "s, target 60%, 60.0% of the dense cost"

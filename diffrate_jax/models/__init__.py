@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from diffrate_jax.compress import Gathered
 from diffrate_jax.errors import UserError, did_you_mean
 from diffrate_jax.models.caformer import CAFormer
-from diffrate_jax.models.check import check_caformer, check_vit
+from diffrate_jax.models.check import check_caformer, check_types, check_vit
 from diffrate_jax.models.presets import architecture_of
 from diffrate_jax.models.vit import Compression, Output, ViT
 from diffrate_jax.rates import Rates, zero_rates
@@ -52,9 +52,8 @@ def create_model(name: str, **fields: Any) -> Model:
     if required:
         raise UserError(f"create_model({name!r}) also needs {', '.join(required)}")
     fields = {name: fixed(value) for name, value in fields.items()}
-    if fields.get("compress") is not None:
-        fields["compress"] = tuple(bool(block) for block in fields["compress"])
     model = family(**fields)
+    check_types(model)
     check(model)
     return model
 

@@ -1,11 +1,41 @@
 """What architectures are possible."""
 
+import dataclasses
 import math
+import types
+import typing
 
 from diffrate_jax.errors import UserError
 from diffrate_jax.models.caformer import MERGING, STRIDES, CAFormer
 from diffrate_jax.models.metaformer import HEAD_WIDTH
 from diffrate_jax.models.vit import ViT
+
+
+def check_types(model: ViT | CAFormer) -> None:
+    """Refuses a field of another type than its own: fields come from files too.
+
+    Raises:
+        UserError: naming the field.
+    """
+    hints = typing.get_type_hints(type(model))
+    for field in dataclasses.fields(model):
+        hint, value = hints[field.name], getattr(model, field.name)
+        if field.name not in ("parent", "name", "dtype") and not is_like(value, hint):
+            kind = hint.__name__ if type(hint) is type else hint
+            raise UserError(f"{field.name} must be of type {kind}, got {value!r}")
+
+
+def is_like(value: object, hint: type) -> bool:
+    """Returns whether a value is of a type; a whole number will do for a float."""
+    if isinstance(hint, types.UnionType):
+        return any(is_like(value, choice) for choice in typing.get_args(hint))
+    kind = typing.get_origin(hint) or hint
+    if kind is tuple:
+        inner = typing.get_args(hint)[0]
+        return isinstance(value, tuple) and all(is_like(x, inner) for x in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (float, int) if kind is float else kind)
 
 
 def check_vit(model: ViT) -> None:
@@ -29,6 +59,8 @@ def check_vit(model: ViT) -> None:
             f"width must be a multiple of num_heads {model.num_heads}, "
             f"got {model.width}"
         )
+    check_above_0("mlp_ratio", model.mlp_ratio)
+    check_above_0("layer_norm_eps", model.layer_norm_eps)
     if model.pool not in ("cls", "avg"):
         raise UserError(f"pool must be 'cls' or 'avg', got {model.pool!r}")
     check_prefix(model)
@@ -47,6 +79,16 @@ def check_positive(field: str, value: object) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f"{field} must be a positive whole number, got {value!r}")
+
+
+def check_above_0(field: str, value: float) -> None:
+    """Refuses a number that is not above 0, or not finite.
+
+    Raises:
+        UserError: naming the field.
+    """
+    if not 0 < value < math.inf:
+        raise UserError(f"{field} must be a number above 0, got {value!r}")
 
 
 def check_prefix(model: ViT) -> None:
