@@ -17,6 +17,8 @@ def get_config() -> ConfigDict:
     # What: a preset, or "vit" with fields of its own.
     config.model = "deit_small_patch16_224"
     config.model_fields = ConfigDict()
+    config.dtype = "float32"  # of activations: or "bfloat16"
+    config.remat = False  # compute blocks again for their gradient: slower, smaller
     config.weights = ""  # a .safetensors file; "" starts from random weights
 
     # On what.

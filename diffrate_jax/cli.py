@@ -61,7 +61,7 @@ def run_with_config(
         config = values.config
         check_ranges(config)
         use_devices(config)
-        main(config, Path(values.workdir), values)
+        main(config, Path(values.workdir or ""), values)
 
     return report_errors(parsed)
 
@@ -90,7 +90,7 @@ def parse_flags(
         raise UserError(flag_sentence(error, config, values)) from error
     if rest:
         raise UserError(f"expected flags only, got {rest[0]!r}; see --help")
-    if not values.workdir:
+    if not values.workdir and not ("dry_run" in values and values.dry_run):
         raise UserError("a run needs a folder: give --workdir=DIR")
     return values
 

@@ -156,9 +156,8 @@ def search_step(
         )
         wanted_BV = wanted_outputs(recipe.objective, model, params, images, labels_BV)
         run = method.masked(learned, now.share)
-        out = forward(
-            model, params, images, run, drop_path=recipe.drop_path, rng=keys_B
-        )
+        how = {"drop_path": recipe.drop_path, "rng": keys_B, "remat": recipe.remat}
+        out = forward(model, params, images, run, **how)
         value = distance(recipe.objective, out.logits, wanted_BV).mean()
         macs = cost_macs(model, out.kept)
         penalty = method.penalty(macs, now.target)

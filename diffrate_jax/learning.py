@@ -192,7 +192,7 @@ def identity(
     return {
         "target": [budget.text for budget in budgets],
         "recipe": dataclasses.asdict(recipe),
-        "model": architecture(model),
+        "model": architecture(model) | {"dtype": jnp.dtype(model.dtype).name},
         "params_sha256": fingerprint(params),
     }
 

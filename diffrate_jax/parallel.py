@@ -33,6 +33,22 @@ def pmap_step(step: Callable[..., Tree], *, donate_state: bool = True) -> Callab
     )
 
 
+def on_one_device(step: Callable[..., Tree]) -> Callable:
+    """Wraps `step(state, constants, batch)` for one device's share, under jit.
+
+    It can be lowered for another platform, and asked what it takes, which a pmapped
+    function cannot.
+    """
+    mesh = Mesh(np.array(jax.local_devices()[:1]), (AXIS,))
+    whole, split = PartitionSpec(), PartitionSpec(AXIS)
+    # That all devices agree on what is returned is for the step to see to.
+    body = jax.shard_map(
+        step, mesh=mesh, in_specs=(whole, whole, split), out_specs=whole,
+        check_vma=False,
+    )  # fmt: skip
+    return jax.jit(body, donate_argnums=0)
+
+
 def mean(tree: Tree) -> Tree:
     """Returns the mean over all devices of all hosts, inside a step."""
     return jax.lax.pmean(tree, AXIS)

@@ -128,8 +128,11 @@ class Projected:
         """Returns expected counts [operations, L]; blocks that do nothing: all."""
         rows_PF = expected_M.reshape(-1, self._per_block).T
         every = self._geometry.num_patches - HALF
-        every_PL = jnp.full((self._per_block, self._geometry.depth), every, jnp.float32)
-        return every_PL.at[:, self._free].set(rows_PF)
+        columns = [jnp.full(self._per_block, every, jnp.float32)] * self._geometry.depth
+        # Slices and a stack: writing by index would be a scatter, slow on a TPU.
+        for place, block in enumerate(self._free):
+            columns[block] = rows_PF[:, place]
+        return jnp.stack(columns, axis=1)
 
 
 def without(price_M: Array, gradient_M: Array) -> Array:

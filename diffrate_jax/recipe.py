@@ -51,6 +51,7 @@ class Recipe:
         reference: reproduce the published search path (see `Masked`).
         refine_images: held-out images by which last tokens are exchanged; 0: none.
         drop_path: largest rate of stochastic depth.
+        remat: compute each block again for its gradient, instead of keeping it.
         augment: what happens to uint8 images and to integer labels on the device.
         seed: of everything random in a step.
 
@@ -75,6 +76,7 @@ class Recipe:
     reference: bool = False
     refine_images: int = 1024
     drop_path: float = 0.0
+    remat: bool = False
     augment: Augment = dataclasses.field(default_factory=imagenet_colours)
     seed: int = 0
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from math import inf
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffrate_jax import parallel
@@ -24,6 +25,7 @@ from diffrate_jax.sources import local_path
 from diffrate_jax.training import TrainRecipe
 from diffrate_jax.workdir import flat
 
+DTYPES = ("float32", "bfloat16")
 # Smallest and largest value of the fields that no type protects.
 RANGES = {
     "steps": (1, inf),
@@ -76,8 +78,16 @@ def check_ranges(config: ConfigDict) -> None:
 
 
 def model_of(config: ConfigDict) -> ViT:
-    """Returns the config's model."""
-    return create_model(config.model, **config.model_fields.to_dict())
+    """Returns the config's model.
+
+    Raises:
+        UserError: an unknown type of activations, or what `create_model` refuses.
+    """
+    if config.dtype not in DTYPES:
+        hint = did_you_mean(config.dtype, DTYPES)
+        raise UserError(f"unknown config.dtype {config.dtype!r}; {hint}")
+    model = create_model(config.model, **config.model_fields.to_dict())
+    return model.clone(dtype=jnp.dtype(config.dtype))
 
 
 def params_of(config: ConfigDict, model: ViT, *, required: bool = True) -> Params:
@@ -215,6 +225,7 @@ def train_recipe(config: ConfigDict, model: ViT) -> TrainRecipe:
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
         drop_path=config.drop_path,
+        remat=config.remat,
         augment=augment_of(config, model),
         seed=config.seed,
     )

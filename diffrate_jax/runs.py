@@ -102,6 +102,7 @@ def run_evaluation(
         "command": command,
         "environment": cli.environment(),
         "model": config.model,
+        "dtype": config.dtype,
         "dataset": config.dataset,
         "split": config.eval_split,
         "preprocess": dataclasses.asdict(recipes.preprocess_of(config, model)),
@@ -147,7 +148,7 @@ def counted(config: ConfigDict, model: ViT, cases: Cases, size: int) -> dict[str
     }
     return {
         "program": "evaluate",
-        "model": architecture(model),
+        "model": architecture(model) | {"dtype": config.dtype},
         "weights_sha256": recipes.weights_digest(config),
         "dataset": config.dataset,
         "split": config.eval_split,

@@ -8,22 +8,30 @@ Examples:
   … --config.targets="('60%','50%','40%')"   several budgets in one run
   … --config.start=published:2.9             from a schedule that exists
   … --config.objective=cross_entropy         with labels; by default none are used
+  python -m diffrate_jax.search --config=configs/mae_huge.py --dry_run --devices=32
 
 --config    recipe; any field of it can be set with --config.field=value
 --workdir   folder for schedule.json (with several targets schedule_60%.json and so on,
             and pareto.json), comparison.json, metrics.jsonl and checkpoints; the same
             command goes on where it stopped
+--dry_run   only say what it would take: memory of a device, arithmetic, time; needs
+            no weights, no data and no --workdir; into that goes dry_run.json
+--devices   with --dry_run: accelerators to share a batch; by default those here
+--tflops    with --dry_run: what one of them does, in 10^12 operations a second
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict
 
 from diffrate_jax import cli
+from diffrate_jax.dry_run import dry_run
 from diffrate_jax.files import read_json, write_json
 from diffrate_jax.searching import (
     COMPARISON,
@@ -32,13 +40,37 @@ from diffrate_jax.searching import (
     schedule_file,
     warn_if_beaten,
 )
-from diffrate_jax.tables import evaluation_table, search_table, summary
+from diffrate_jax.tables import (
+    dry_run_table,
+    evaluation_table,
+    search_table,
+    summary,
+)
+
+
+def define(values: flags.FlagValues) -> None:
+    """Adds this program's own flags."""
+    flags.DEFINE_bool(
+        "dry_run", default=False, help="Only say what it takes.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "devices", 0, "Accelerators; 0: those here.", lower_bound=0, flag_values=values
+    )
+    flags.DEFINE_float(
+        "tflops", 50.0, "Of an accelerator.", lower_bound=1e-6, flag_values=values
+    )
 
 
 def search(
-    config: ConfigDict, workdir: Path, _: flags.FlagValues, command: str
+    config: ConfigDict, workdir: Path, values: flags.FlagValues, command: str
 ) -> None:
     """Runs the search, prints what it found and how that compares."""
+    if values.dry_run:
+        found = dry_run(config, values.devices or jax.device_count())
+        print(dry_run_table(found, values.tflops))
+        if values.workdir:
+            write_json(workdir / "dry_run.json", dataclasses.asdict(found))
+        return
     schedules = run_search(config, workdir)
     if not (workdir / COMPARISON).exists():
         records = [compare(config, schedule, command) for schedule in schedules]
@@ -57,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     argv = sys.argv if argv is None else argv
     run = partial(search, command=cli.command("search", argv))
-    return cli.run_with_config(run, about=__doc__, argv=argv)
+    return cli.run_with_config(run, about=__doc__, define=define, argv=argv)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ class TrainRecipe:
         weight_decay: on matrices; biases, norms and tables are not decayed.
         clip_norm: largest norm of the gradient.
         drop_path: largest rate of stochastic depth.
+        remat: compute each block again for its gradient, instead of keeping it.
         augment: what happens to images and labels on the device.
         seed: of everything random in a step.
     """
@@ -44,6 +45,7 @@ class TrainRecipe:
     clip_norm: float
     drop_path: float
     augment: Augment
+    remat: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -125,9 +127,8 @@ def train_step(
         images, labels_BV, keys_B = prepare(
             batch, key, recipe.augment, model.num_classes
         )
-        out = forward(
-            model, params, images, compression, drop_path=recipe.drop_path, rng=keys_B
-        )
+        how = {"drop_path": recipe.drop_path, "rng": keys_B, "remat": recipe.remat}
+        out = forward(model, params, images, compression, **how)
         return optax.softmax_cross_entropy(out.logits, labels_BV).mean()
 
     def step(

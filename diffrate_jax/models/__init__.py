@@ -105,6 +105,7 @@ def forward(
     dtype: Any = None,
     drop_path: float = 0.0,
     rng: Array | None = None,
+    remat: bool = False,
 ) -> Output:
     """Runs a model: a pure function of weights, images and compression.
 
@@ -119,6 +120,7 @@ def forward(
         dtype: type of the activations; the model's own (float32) by default.
         drop_path: largest rate of stochastic depth; needs `rng`.
         rng: one random key per example [B], or one for the batch.
+        remat: compute each block again for its gradient, instead of keeping it.
 
     Raises:
         UserError: images of another shape or type than the model's.
@@ -133,20 +135,15 @@ def forward(
     if dtype is not None:
         model = model.clone(dtype=jnp.dtype(dtype))
     compression.kept(model.geometry)  # Refuses a bad schedule before tracing.
-    return _forward(
-        model,
-        params,
-        images,
-        compression,
-        rng,
-        trace=trace or features,
-        features=features,
-        drop_path=drop_path,
-    )
+    how = {"trace": trace or features, "features": features}
+    how |= {"drop_path": drop_path, "remat": remat}
+    return _forward(model, params, images, compression, rng, **how)
 
 
 @functools.partial(
-    jax.jit, static_argnames=("model", "trace", "features", "drop_path"), inline=True
+    jax.jit,
+    static_argnames=("model", "trace", "features", "drop_path", "remat"),
+    inline=True,
 )
 def _forward(
     model: Model,
@@ -158,6 +155,7 @@ def _forward(
     trace: bool,
     features: bool,
     drop_path: float,
+    remat: bool,
 ) -> Output:
     return model.apply(
         {"params": params},
@@ -167,6 +165,7 @@ def _forward(
         features=features,
         drop_path=drop_path,
         keys_B=rng,
+        remat=remat,
     )
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from diffrate_jax.cost import MacsTerms
-from diffrate_jax.models.layers import drop_branch, layer_norm
+from diffrate_jax.models.layers import drop_branch, forgetful, layer_norm
 from diffrate_jax.models.metaformer import (
     CONVOLUTION,
     EPSILON,
@@ -107,6 +107,7 @@ class CAFormer(nn.Module):
         features: bool = False,
         drop_path: float = 0.0,
         keys_B: Array | None = None,
+        remat: bool = False,
     ) -> Output:
         """Runs the model; see `forward`."""
         geometry = self.geometry
@@ -121,6 +122,10 @@ class CAFormer(nn.Module):
             rate = drop_path * block / max(sum(self.depths) - 1, 1)
             return lambda x, branch: drop_branch(x, keys_B, rate, 2 * block + branch)
 
+        convolution, attend = (
+            forgetful(kind) if remat else kind
+            for kind in (ConvolutionBlock, AttentionBlock)
+        )
         block, first = 0, sum(self.depths[:MERGING])
         tokens = Tokens(as_tokens(images_BYXC.astype(self.dtype)))
         for stage, depth in enumerate(self.depths):
@@ -130,17 +135,14 @@ class CAFormer(nn.Module):
             for index in range(depth):
                 name = f"stages_{stage}_{index}"
                 if stage < MERGING:
-                    run = ConvolutionBlock(self.dtype, name=name)
+                    run = convolution(self.dtype, name=name)
                     tokens = tokens.replace(x=run(tokens.x, drop(block)))
                 else:
-                    tokens = AttentionBlock(self.dtype, name=name)(
-                        tokens,
-                        lambda t, seen, i=block - first: compression.step(
-                            i, t, seen, kept, geometry
-                        ),
-                        drop(block),
-                        attention,
+                    compress = lambda t, seen, i=block - first: compression.step(  # noqa: E731
+                        i, t, seen, kept, geometry
                     )
+                    run = attend(self.dtype, name=name)
+                    tokens = run(tokens, compress, drop(block), attention)
                 block += 1
         if not trace:
             merged = merged.replace(origin=None)

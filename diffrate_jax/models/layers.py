@@ -1,6 +1,7 @@
 """Layers that own parameters, named as in timm; the mathematics is in functions."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -141,3 +142,14 @@ def drop_branch(x_BND: Array, keys_B: Array | None, rate: float, branch: int) ->
     draw = lambda key: jax.random.bernoulli(jax.random.fold_in(key, branch), 1 - rate)  # noqa: E731
     keep_B11 = jax.vmap(draw)(keys_B)[:, None, None]
     return jnp.where(keep_B11, x_BND / (1.0 - rate), 0.0).astype(x_BND.dtype)
+
+
+def forgetful(block: type[nn.Module]) -> type[nn.Module]:
+    """Returns a block of which the gradient keeps only what comes in.
+
+    The rest is computed again: a third more arithmetic for a fraction of the memory
+    (Chen et al., arXiv 1604.06174).
+    """
+    # All but the module and the tokens is known when the step is traced.
+    arguments = len(inspect.signature(block.__call__).parameters)
+    return nn.remat(block, static_argnums=tuple(range(2, arguments)))

@@ -15,6 +15,7 @@ from diffrate_jax.models.layers import (
     LayerScale,
     Mlp,
     drop_branch,
+    forgetful,
     layer_norm,
 )
 from diffrate_jax.rates import Kept
@@ -161,10 +162,12 @@ class ViT(nn.Module):
         features: bool = False,
         drop_path: float = 0.0,
         keys_B: Array | None = None,
+        remat: bool = False,
     ) -> Output:
         """Runs the model; see `forward`."""
         geometry = self.geometry
         kept = compression.kept(geometry)
+        block = forgetful(Block) if remat else Block
         tokens = compression.begin(self._embed(images_BYXC, trace=trace))
         attention = {
             "prefix_tokens": self.prefix_tokens,
@@ -173,7 +176,7 @@ class ViT(nn.Module):
         }
         for index in range(self.depth):
             rate = drop_path * index / max(self.depth - 1, 1)
-            tokens = Block(
+            tokens = block(
                 self.num_heads,
                 self.mlp_ratio,
                 self.qkv_bias,

@@ -1,0 +1,86 @@
+"""What a search would take, said without weights, data or a step."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import diffrate_jax as dr
+from diffrate_jax import search
+from diffrate_jax.schedule import Schedule
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+SCHEDULES = CONFIGS / "schedules"
+RECIPES = {
+    "deit_tiny": 1.25,
+    "deit_small": 4.60,
+    "deit_base": 17.58,
+    "mae_base": 17.58,
+    "mae_large": 61.60,
+    "mae_huge": 167.40,
+    "caformer_s36": 7.97,
+}
+
+
+def run(*flags: str) -> int:
+    """Runs the program."""
+    return search.main(["search", "--dry_run", *flags])
+
+
+def test_it_needs_no_weights_no_data_and_no_folder(tmp_path: Path, capsys):
+    recipe = f"--config={CONFIGS / 'quickstart.py'}"
+    assert run(recipe, "--devices=4", "--tflops=2", f"--workdir={tmp_path}") == 0
+    table = capsys.readouterr().out
+    record = json.loads((tmp_path / "dry_run.json").read_text())
+    assert record["batch_size"] == 4 * (record["batch_size"] // 4)
+    assert f"{record['batch_size'] // 4} images, on 4 devices" in table
+    model = dr.create_model("vit", **quickstart_fields())
+    assert record["dense_macs"] == dr.cost_macs(model, None)
+    # A dense pass, a masked one, and the gradient of the latter: no less than thrice
+    # two operations to a multiply-accumulate, and a toy's masks are dear.
+    passes = record["flops"] / (2 * record["dense_macs"] * record["batch_size"])
+    assert 3 < passes < 12
+    assert record["params_bytes"] < record["memory_bytes"]
+    seconds = record["steps"] * record["flops"] / (2e12 * 4)
+    assert f"{record['steps'] * record['batch_size'] / seconds:.0f} images/s" in table
+
+
+def quickstart_fields() -> dict:
+    """Returns the fields of the quickstart's model."""
+    return search.cli.load_recipe(CONFIGS / "quickstart.py").model_fields.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--devices=7",), "batch_size must be a multiple of the 7 devices, got"),
+        (("--devices=-1",), "devices"),
+        (("--tflops=0",), "tflops"),
+        (("--config.target=1%",), "the target 1% is out of reach"),
+        (("--config.dtype=float15",), "unknown config.dtype 'float15'; did you mean"),
+    ],
+)
+def test_bad_flags_end_in_one_sentence(flags: tuple[str, ...], sentence: str, capsys):
+    assert run(f"--config={CONFIGS / 'quickstart.py'}", *flags) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_of_the_paper(name: str, tmp_path: Path, capsys):
+    # One block's worth of memory with remat keeps ViT-H within a small machine.
+    flags = ("--devices=256", "--config.batch_size=256", "--config.remat=True")
+    recipe = f"--config={CONFIGS / name}.py"
+    assert run(recipe, *flags, f"--workdir={tmp_path}") == 0
+    record = json.loads((tmp_path / "dry_run.json").read_text())
+    assert record["dense_macs"] / 1e9 == pytest.approx(RECIPES[name], abs=0.006)
+    model = dr.create_model(record["model"])
+    (target,) = record["targets"]
+    published = dr.published_schedule(record["model"], target)
+    assert isinstance(published, Schedule)
+    assert dr.cost_macs(model, published) == pytest.approx(
+        record["targets"][target], rel=0.02
+    )
+    assert "images/s" in capsys.readouterr().out
