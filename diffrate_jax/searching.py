@@ -6,22 +6,27 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from diffrate_jax import cli, recipes
 from diffrate_jax.baselines import hand_made
-from diffrate_jax.batches import Batches
 from diffrate_jax.budget import parse_budget
 from diffrate_jax.compress import Gathered
 from diffrate_jax.cost import cost_macs
-from diffrate_jax.data import Dataset
+from diffrate_jax.data import Batch, Dataset
+from diffrate_jax.data.augment import Colour, normalise
 from diffrate_jax.data.held_out import HeldOut
+from diffrate_jax.errors import UserError
 from diffrate_jax.evaluation import Evaluator, score_row
 from diffrate_jax.files import Json, write_json
 from diffrate_jax.learning import SearchResult, learn_schedules
+from diffrate_jax.models import Params, forward
 from diffrate_jax.models.vit import ViT
+from diffrate_jax.objective import MATCH_DENSE
 from diffrate_jax.rates import candidate_counts
 from diffrate_jax.schedule import Schedule
+from diffrate_jax.shapes import Array
 from diffrate_jax.version import __version__
 from diffrate_jax.workdir import claim
 
@@ -41,7 +46,9 @@ def run_search(config: ConfigDict, workdir: Path) -> list[Schedule]:
     recipe = recipes.search_recipe(config, model)
     candidate_counts(model.geometry.num_patches, recipe.granularity)
     params = recipes.params_of(config, model)
-    batches = recipes.batches_of(config, recipes.dataset_of(config, model))
+    dataset = recipes.dataset_of(config, model)
+    check_labels(config, dataset, model)
+    batches = recipes.batches_of(config, dataset)
     run = {"program": "search", "weights_sha256": recipes.weights_digest(config)}
     claim(workdir, config.to_dict() | run)
     print(recipes.preprocess_of(config, model), file=sys.stderr)
@@ -64,6 +71,21 @@ def run_search(config: ConfigDict, workdir: Path) -> list[Schedule]:
     for file, schedule in zip(files, schedules, strict=True):
         schedule.save(workdir / file)
     return schedules
+
+
+def check_labels(config: ConfigDict, dataset: Dataset, model: ViT) -> None:
+    """Refuses to learn from labels that are not of the model's classes.
+
+    Raises:
+        UserError: naming both numbers.
+    """
+    labelled = config.objective != MATCH_DENSE
+    if labelled and not fits(dataset, model):
+        raise UserError(
+            f"the model tells {model.num_classes} classes apart, {dataset.name} has "
+            f"{dataset.num_classes}; use a model made for the dataset, or the "
+            f"objective {MATCH_DENSE}, which needs no labels"
+        )
 
 
 def schedule_file(target: str, *, alone: bool) -> str:
@@ -114,12 +136,12 @@ def compare(config: ConfigDict, schedule: Schedule, command: str) -> dict[str, J
         schedule: that it found.
         command: that gives these figures.
     """
-    rows = []
+    model, rows = recipes.model_of(config), []
+    dataset = recipes.dataset_of(config, model)
     if config.compare_images:
-        model = recipes.model_of(config)
         cases = {"dense": None, "learned": Gathered(schedule)}
         cases |= hand_made(model, cost_macs(model, schedule), schedule.rule)
-        evaluator = evaluator_of(config, model)
+        evaluator = evaluator_of(config, model, dataset)
         rows = [
             score_row(name, model, case, evaluator.score(case, name))
             for name, case in cases.items()
@@ -130,33 +152,55 @@ def compare(config: ConfigDict, schedule: Schedule, command: str) -> dict[str, J
         "environment": cli.environment(),
         "dataset": config.dataset,
         "split": f"{config.train_split}, {config.compare_images} images",
+        "labels": "dataset" if fits(dataset, model) else "dense model",
         "rows": rows,
     }
 
 
-def evaluator_of(config: ConfigDict, model: ViT) -> Evaluator:
-    """Returns what evaluates schedules on the next images of the training stream."""
+def fits(dataset: Dataset, model: ViT) -> bool:
+    """Returns whether the dataset's labels are of the model's classes."""
+    return dataset.num_classes == model.num_classes
+
+
+def evaluator_of(config: ConfigDict, model: ViT, dataset: Dataset) -> Evaluator:
+    """Returns what evaluates schedules on the next images of the training stream.
+
+    Where the dataset has other classes than the model, what the dense model says of an
+    image is taken for its label.
+    """
     params = recipes.params_of(config, model)
-    dataset = recipes.dataset_of(config, model)
     preprocess = recipes.preprocess_of(config, model)
+    colours = {"mean": preprocess.mean, "std": preprocess.std}
     used = config.steps * len(recipes.targets_of(config))
     used += -(-config.refine_images // config.batch_size)
     count = -(-config.compare_images // config.batch_size)
+    stream = recipes.batches_of(config, dataset)(used)
+    taken = list(itertools.islice(stream, count))
+    if not fits(dataset, model):
+        taken = as_dense(model, params, taken, **colours)
     return Evaluator(
         model,
         params,
-        held_out(dataset, recipes.batches_of(config, dataset), used, count),
+        HeldOut(dataset, taken, jax.process_count(), model.num_classes),
         config.train_split,
         batch_size=config.batch_size,
-        mean=preprocess.mean,
-        std=preprocess.std,
+        **colours,
     )
 
 
-def held_out(dataset: Dataset, batches: Batches, start: int, count: int) -> HeldOut:
-    """Returns some batches of a stream as a dataset."""
-    taken = list(itertools.islice(batches(start), count))
-    return HeldOut(dataset, taken, jax.process_count())
+def as_dense(
+    model: ViT, params: Params, batches: list[Batch], *, mean: Colour, std: Colour
+) -> list[Batch]:
+    """Returns batches whose labels are the dense model's first guesses."""
+
+    @jax.jit
+    def guess(params: Params, images: Array) -> Array:
+        return forward(model, params, normalise(images, mean, std)).logits.argmax(-1)
+
+    return [
+        batch | {"label": np.asarray(guess(params, batch["image"]), np.int32)}
+        for batch in batches
+    ]
 
 
 def warn_if_beaten(rows: list[dict[str, Json]]) -> None:

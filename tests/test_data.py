@@ -167,7 +167,8 @@ def test_evaluation_can_begin_at_any_batch(request, kind, hosts):
 
 def test_held_out_batches_can_begin_at_any_batch(arrays):
     batches = take(arrays.batches("train", batch_size=8, seed=0), 2)
-    held_out = HeldOut(arrays, batches, 1)
+    held_out = HeldOut(arrays, batches, 1, num_classes=7)
+    assert held_out.num_classes == 7
     assert held_out.size("train") == 16
     found = list(held_out.epoch("train", batch_size=8, start=1))
     np.testing.assert_equal(found, [batches[1] | {"mask": np.ones(8, np.float32)}])

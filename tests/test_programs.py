@@ -132,6 +132,22 @@ def test_finetune_writes_weights_metrics_and_checkpoints(trained):
     assert logged_and_kept(folder) == ([1, 2, 3, 4], ["2", "4"])
 
 
+def test_images_of_other_classes_are_compared_with_the_dense_model(paths, capsys):
+    few = images(num_classes=np.int64(3))
+    few |= {f"{split}_label": few[f"{split}_label"] % 3 for split in ("train", "test")}
+    np.savez(paths["tmp"] / "few.npz", **few)
+    flags = "--config.dataset=arrays:{tmp}/few.npz --config.compare_images=8"
+    assert not run(f"{SEARCH} {flags}", paths)
+    assert "as dense %" in capsys.readouterr().out
+    (record,) = read_json(paths["work"] / "comparison.json")["comparisons"]
+    assert record["labels"] == "dense model"
+    dense = next(row for row in record["rows"] if row["name"] == "dense")
+    assert dense["top1"] == 100
+    other = "--config.objective=cross_entropy --workdir={tmp}/other"
+    assert run(f"{SEARCH} {flags} {other}", paths) == 2
+    assert "tells 10 classes apart" in capsys.readouterr().err
+
+
 def test_search_writes_a_schedule_within_the_target(trained):
     folder = trained["schedule"].parent
     found = Schedule.load(trained["schedule"])

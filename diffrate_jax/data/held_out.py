@@ -11,14 +11,19 @@ class HeldOut:
     """A few batches of a stream, every image once; see `diffrate_jax.data.Dataset`.
 
     It has one split, whatever its name, and no training stream. Every host keeps the
-    examples that the stream gave it.
+    examples that the stream gave it. Their labels may be of other classes than those
+    of the dataset that they come from.
     """
 
     def __init__(
-        self, dataset: Dataset, batches: Sequence[Batch], process_count: int
+        self,
+        dataset: Dataset,
+        batches: Sequence[Batch],
+        process_count: int,
+        num_classes: int,
     ) -> None:
         self.name = f"{dataset.name}, held out"
-        self.num_classes, self.image_size = dataset.num_classes, dataset.image_size
+        self.num_classes, self.image_size = num_classes, dataset.image_size
         self._batches, self._process_count = batches, process_count
 
     def size(self, split: str) -> int:
