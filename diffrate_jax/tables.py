@@ -23,7 +23,7 @@ def evaluation_table(record: dict[str, Json]) -> str:
                 f"{row['loss']:.3f}",
                 f"{row['macs'] / 1e9:.4g}",
                 f"{row['fraction']:.1%}",
-                f"{row['images_per_second']:.0f}",
+                f"{row['images_per_second']:.0f}" if row["images_per_second"] else "–",
             ]
         )
     drawn = [r for r in record["rows"] if r["name"].startswith("random")]
@@ -104,7 +104,7 @@ def benchmark_table(record: dict[str, Json]) -> str:
         rows.append(
             [
                 row["name"],
-                f"{row['images_per_second']:.0f}",
+                f"{row['images_per_second']:.0f}" if row["images_per_second"] else "–",
                 f"{row['speedup']:.2f} x",
                 f"{dense['macs'] / row['macs']:.2f} x fewer",
                 f"{row['efficiency']:.2f}",
