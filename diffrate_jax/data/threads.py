@@ -1,0 +1,52 @@
+"""Batches whose images threads make a few batches ahead."""
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from diffrate_jax.data import Batch
+
+_THREADS, _BATCHES_AHEAD = min(16, os.cpu_count() or 1), 2
+
+# The arguments of each image, and the labels.
+Work = tuple[Sequence[tuple], Sequence[int]]
+Made = tuple[list[np.ndarray], Sequence[int]]
+
+
+def batches_in_threads(
+    image_of: Callable[..., np.ndarray], steps: Iterable[Work]
+) -> Iterator[Batch]:
+    """Yields batches in order.
+
+    Args:
+        image_of: Makes an image, uint8 [Y, X, C].
+        steps: For each batch the arguments of `image_of`, image by image, and labels.
+    """
+    for images, labels in made_in_threads(image_of, steps):
+        yield {"image": np.stack(images), "label": np.array(labels, np.int32)}
+
+
+def made_in_threads(
+    image_of: Callable[..., np.ndarray], steps: Iterable[Work]
+) -> Iterator[Made]:
+    """Yields what becomes a batch, image by image; see `batches_in_threads`."""
+    # Its threads end with it: whoever leaves the stream early lets go of both.
+    pool, ahead = ThreadPoolExecutor(_THREADS), deque()
+    try:
+        for arguments, labels in steps:
+            ahead.append(([pool.submit(image_of, *own) for own in arguments], labels))
+            if len(ahead) > _BATCHES_AHEAD:
+                yield _waited(*ahead.popleft())
+        while ahead:
+            yield _waited(*ahead.popleft())
+    finally:
+        for future in itertools.chain(*(futures for futures, _ in ahead)):
+            future.cancel()
+
+
+def _waited(images: list[Future], labels: Sequence[int]) -> Made:
+    return [image.result() for image in images], labels
