@@ -1,6 +1,5 @@
 """Batches whose images threads make a few batches ahead."""
 
-import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,8 +43,10 @@ def made_in_threads(
         while ahead:
             yield _waited(*ahead.popleft())
     finally:
-        for future in itertools.chain(*(futures for futures, _ in ahead)):
-            future.cancel()
+        # Without modules, which are gone when a program ends within a stream.
+        for futures, _ in ahead:
+            for future in futures:
+                future.cancel()
 
 
 def _waited(images: list[Future], labels: Sequence[int]) -> Made:
