@@ -143,7 +143,7 @@ def mixed(size: int, **alphas: float) -> tuple[np.ndarray, np.ndarray]:
     return own_BYX, labels_BV[np.arange(size), labels_B]
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_mixing_does_not_depend_on_the_number_of_devices(parts):
     images_BYXC, labels_B, index_B = random_batch(16)
     key = jax.random.key(3)

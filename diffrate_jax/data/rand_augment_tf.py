@@ -36,13 +36,13 @@ def rand_augment(
     """
     seed_2 = tf.random.fold_in(seed_2, _PURPOSE, alg="philox")
     seeds_S2 = tf.random.split(seed_2, 2, alg="philox")
-    numbers_O3 = tf.random.stateless_uniform([how.layers, 3], seeds_S2[0], alg="philox")
-    levels_O = tf.random.stateless_normal([how.layers], seeds_S2[1], alg="philox")
-    levels_O = tf.clip_by_value(how.magnitude + how.std * levels_O, 0.0, MOST)
+    numbers_L3 = tf.random.stateless_uniform([how.layers, 3], seeds_S2[0], alg="philox")
+    levels_L = tf.random.stateless_normal([how.layers], seeds_S2[1], alg="philox")
+    levels_L = tf.clip_by_value(how.magnitude + how.std * levels_L, 0.0, MOST)
     for layer in range(how.layers):
-        which, chance, direction = tf.unstack(numbers_O3[layer])
+        which, chance, direction = tf.unstack(numbers_L3[layer])
         which = tf.cast(which * len(OPERATIONS), tf.int32)
-        amount = _amount(which, levels_O[layer], tf.cast(direction < 0.5, tf.float32))
+        amount = _amount(which, levels_L[layer], tf.cast(direction < 0.5, tf.float32))
         changed = partial(_one_of_all, which, image_YXC, amount, how.fill)
         image_YXC = tf.cond(chance < PROBABILITY, changed, lambda x=image_YXC: x)
     return image_YXC

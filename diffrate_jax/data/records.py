@@ -4,7 +4,6 @@ Records stay encoded until order, step and the host's share are settled, so that
 shuffling, repeating, skipping and sharing are cheap.
 """
 
-import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -13,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from diffrate_jax.data import Batch
 from diffrate_jax.data.order import images_of_round
+from diffrate_jax.data.threads import cores
 
 Example = tuple[tf.Tensor, tf.Tensor]
 
@@ -112,12 +112,11 @@ def on_all_cores(
     """Maps every element, in order, on threads that nothing else uses."""
     # Without this, TensorFlow warns about every method it cannot read the source of.
     function = tf.autograph.experimental.do_not_convert(function)
-    cores = os.cpu_count() or 1
     options = tf.data.Options()
-    options.threading.private_threadpool_size = cores
+    options.threading.private_threadpool_size = cores()
     # An image for each core at a time: within one there is too little to share.
     options.threading.max_intra_op_parallelism = 1
-    mapped = dataset.map(function, num_parallel_calls=cores, deterministic=True)
+    mapped = dataset.map(function, num_parallel_calls=cores(), deterministic=True)
     return mapped.with_options(options)
 
 

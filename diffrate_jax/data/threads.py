@@ -9,11 +9,20 @@ import numpy as np
 
 from diffrate_jax.data import Batch
 
-_THREADS, _BATCHES_AHEAD = min(16, os.cpu_count() or 1), 2
+# Beyond these they wait for Python's lock.
+_MOST_THREADS = 16
+_BATCHES_AHEAD = 2
 
 # The arguments of each image, and the labels.
 Work = tuple[Sequence[tuple], Sequence[int]]
 Made = tuple[list[np.ndarray], Sequence[int]]
+
+
+def cores() -> int:
+    """Returns the number of cores that this process may use, at least 1."""
+    if hasattr(os, "sched_getaffinity"):  # Of a job with a share of a machine.
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def batches_in_threads(
@@ -34,7 +43,7 @@ def made_in_threads(
 ) -> Iterator[Made]:
     """Yields what becomes a batch, image by image; see `batches_in_threads`."""
     # Its threads end with it: whoever leaves the stream early lets go of both.
-    pool, ahead = ThreadPoolExecutor(_THREADS), deque()
+    pool, ahead = ThreadPoolExecutor(min(_MOST_THREADS, cores())), deque()
     try:
         for arguments, labels in steps:
             ahead.append(([pool.submit(image_of, *own) for own in arguments], labels))
