@@ -1,7 +1,8 @@
 """The recipe that all others override: a search on ImageNet with the defaults.
 
-RandAugment, mixup, cutmix, erasing and repeated augmentation are not here yet: training
-images are cropped and flipped.
+Training images are cropped and flipped: the default search matches the dense model's
+outputs, for which that is enough. `augment_as_deit` adds what DeiT was trained with and
+what DiffRate's own search has (`published.py`).
 
 One field of each: what is not here no program reads. Costs are targets in GMACs
 ("2.9") or shares of the dense cost ("60%").
@@ -35,7 +36,7 @@ def get_config() -> ConfigDict:
     config.std = (0.229, 0.224, 0.225)
     config.flip = True
     config.shift = 0  # pixels
-    config.label_smoothing = 0.1
+    config.label_smoothing = 0.1  # of the labels that training and cross entropy use
 
     # Optimiser, of rates in search, of weights in finetune.
     config.steps = 1000  # for each target
@@ -54,7 +55,19 @@ def get_config() -> ConfigDict:
     config.log_every = 10  # steps; in evaluation batches, after which it is kept
     config.cpu_devices = 0  # virtual devices, where there is no accelerator
     config.compilation_cache = ""  # folder; "" for none
-    return search_fields(config)
+    return search_fields(augment_fields(config))
+
+
+def augment_fields(config: ConfigDict) -> ConfigDict:
+    """Returns the config with the augmentation that is off; in brackets DeiT's."""
+    config.rand_augment_magnitude = 0.0  # (9) at most 10; after the crop
+    config.rand_augment_std = 0.5  # of the magnitude, from operation to operation
+    config.rand_augment_layers = 2  # operations, each applied with probability 1/2
+    config.mixup = 0.0  # (0.8) parameter of the beta distribution, as in the next
+    config.cutmix = 0.0  # (1)
+    config.erasing = 0.0  # (0.25) share of the images
+    config.repeats = 1  # (3) times that an image of an epoch comes in it
+    return config
 
 
 def search_fields(config: ConfigDict) -> ConfigDict:
@@ -84,4 +97,14 @@ def publish(config: ConfigDict) -> ConfigDict:
     config.objective, config.penalty_unit = "cross_entropy", "gmacs"
     config.refine_images = 0
     config.learning_rate, config.final_learning_rate = 0.01, 0.001
+    return config
+
+
+def augment_as_deit(config: ConfigDict) -> ConfigDict:
+    """Returns the config with DeiT's augmentation: timm's rand-m9-mstd0.5-inc1 etc."""
+    config.crop, config.flip, config.label_smoothing = "random_resized", True, 0.1
+    config.rand_augment_magnitude, config.rand_augment_std = 9.0, 0.5
+    config.rand_augment_layers = 2
+    config.mixup, config.cutmix, config.erasing = 0.8, 1.0, 0.25
+    config.repeats = 3
     return config

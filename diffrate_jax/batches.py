@@ -22,17 +22,15 @@ def prepare(
 ) -> tuple[Array, Array, Array]:
     """Returns images, label probabilities and one random key per example.
 
-    Bytes are augmented and normalised here, on the device; floats are taken as
-    normalised, and probabilities as final.
+    Bytes are augmented and normalised here, on the device; floats are taken as final.
+    So are probabilities, but where images are mixed they are mixed too.
     """
     index_B = batch["index"]
     keys_B = jax.vmap(lambda index: jax.random.fold_in(key, index))(index_B)
     drop_keys_B = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys_B)
     images, labels = batch["image"], batch["label"]
     if images.dtype == jnp.uint8:
-        classes_B = labels if labels.ndim == 1 else index_B
-        images, hard_BV = augment(images, classes_B, index_B, key, config, num_classes)
-        labels = hard_BV if labels.ndim == 1 else labels
+        images, labels = augment(images, labels, index_B, key, config, num_classes)
     elif labels.ndim == 1:
         labels = jax.nn.one_hot(labels, num_classes)
         labels = optax.smooth_labels(labels, config.label_smoothing)

@@ -35,6 +35,7 @@ def run_with_config(
     about: str,
     define: Callable[[flags.FlagValues], None] = lambda values: None,
     argv: Sequence[str] | None = None,
+    needs_workdir: Callable[[flags.FlagValues], bool] = lambda values: True,
 ) -> int:
     """Runs a program that takes `--config`, `--workdir` and `--config.key=value`.
 
@@ -43,6 +44,7 @@ def run_with_config(
         about: help text with examples.
         define: adds flags of the program's own.
         argv: with the program's name first; the process's own by default.
+        needs_workdir: whether to refuse to run without `--workdir`.
 
     Returns:
         Exit status: 0, or 2 after one sentence about bad input.
@@ -58,6 +60,8 @@ def run_with_config(
 
     def parsed() -> None:
         values = parse_flags(argv, define)
+        if needs_workdir(values) and not values.workdir:
+            raise UserError("a run needs a folder: give --workdir=DIR")
         config = values.config
         check_ranges(config)
         use_devices(config)
@@ -73,7 +77,7 @@ def parse_flags(
 
     Raises:
         UserError: a flag or config field that does not exist or has another type, or
-            a config or work directory that is missing.
+            a config that is missing.
     """
     path, argv = split_config(argv)
     config = load_recipe(path)
@@ -90,8 +94,6 @@ def parse_flags(
         raise UserError(flag_sentence(error, config, values)) from error
     if rest:
         raise UserError(f"expected flags only, got {rest[0]!r}; see --help")
-    if not values.workdir and not ("dry_run" in values and values.dry_run):
-        raise UserError("a run needs a folder: give --workdir=DIR")
     return values
 
 

@@ -13,6 +13,8 @@ from diffrate_jax.baselines import parse_compression, schedule_of
 from diffrate_jax.batches import Batches
 from diffrate_jax.data import Batch, Dataset, open_dataset, steps_per_epoch
 from diffrate_jax.data.augment import Augment
+from diffrate_jax.data.mix import check_pairs
+from diffrate_jax.data.rand_augment import MOST, RandAugment
 from diffrate_jax.errors import UserError, did_you_mean
 from diffrate_jax.evaluation import Evaluator
 from diffrate_jax.files import digest
@@ -40,6 +42,15 @@ RANGES = {
     "weight_decay": (0, inf),
     "clip_norm": (1e-12, inf),
     "drop_path": (0, 0.99),
+    "label_smoothing": (0, 0.99),
+    "shift": (0, inf),
+    "mixup": (0, inf),
+    "cutmix": (0, inf),
+    "erasing": (0, 1),
+    "rand_augment_magnitude": (0, MOST),
+    "rand_augment_std": (0, MOST),
+    "rand_augment_layers": (1, inf),
+    "repeats": (1, inf),
     "penalty": (0, inf),
     "granularity": (1, inf),
     "refine_images": (0, inf),
@@ -146,6 +157,8 @@ def dataset_of(config: ConfigDict, model: ViT) -> Dataset:
             crop=config.crop,
             resize=preprocess.resize,
             interpolation=preprocess.interpolation,
+            rand_augment=rand_augment_of(config, preprocess),
+            repeats=config.repeats,
         )
     except OSError as error:
         raise UserError(
@@ -160,6 +173,19 @@ def dataset_of(config: ConfigDict, model: ViT) -> Dataset:
     return dataset
 
 
+def rand_augment_of(config: ConfigDict, preprocess: Preprocess) -> RandAugment | None:
+    """Returns what the config does to cropped training images, None for nothing."""
+    if not config.rand_augment_magnitude:
+        return None
+    return RandAugment(
+        magnitude=config.rand_augment_magnitude,
+        std=config.rand_augment_std,
+        layers=config.rand_augment_layers,
+        # As in timm: what comes into view is of the mean colour.
+        fill=tuple(round(255 * channel) for channel in preprocess.mean),
+    )
+
+
 def batches_of(config: ConfigDict, dataset: Dataset) -> Batches:
     """Returns this host's training stream from any step onward.
 
@@ -167,6 +193,8 @@ def batches_of(config: ConfigDict, dataset: Dataset) -> Batches:
         UserError: no such split, or a batch that it or the devices do not allow.
     """
     parallel.check_batch_size(config.batch_size)
+    if config.mixup or config.cutmix:
+        check_pairs(config.batch_size // jax.device_count())
     steps_per_epoch(dataset, config.train_split, config.batch_size)
 
     def stream(start: int) -> Iterator[Batch]:
@@ -191,6 +219,9 @@ def augment_of(config: ConfigDict, model: ViT) -> Augment:
         flip=config.flip,
         shift=config.shift,
         label_smoothing=config.label_smoothing,
+        mixup=config.mixup,
+        cutmix=config.cutmix,
+        erasing=config.erasing,
     )
 
 

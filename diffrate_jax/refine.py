@@ -54,7 +54,7 @@ def held_out_loss(
     One compilation runs every schedule of the recipe's rule. What the objective wants
     of each image is computed once.
     """
-    plain = dataclasses.replace(recipe.augment, flip=False, shift=0)
+    plain = recipe.augment.plain()
     key = jax.random.key(recipe.seed)
 
     def prepared(batch: dict[str, Array]) -> tuple[Array, Array]:

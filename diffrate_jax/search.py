@@ -89,7 +89,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     argv = sys.argv if argv is None else argv
     run = partial(search, command=cli.command("search", argv))
-    return cli.run_with_config(run, about=__doc__, define=define, argv=argv)
+    return cli.run_with_config(
+        run,
+        about=__doc__,
+        define=define,
+        argv=argv,
+        needs_workdir=lambda values: not values.dry_run,
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ Every array of rank >= 1 in the numeric code ends in the letters of its dimensio
     D width          H heads                           E width of a head
     L blocks         R candidates of a rate            V classes
     Y rows           X columns                         C channels
-    A attempts at a random crop
+    A attempts at a random crop or box                 G pairs of examples
     O tokens the model started with (rows of provenance)
 """
 

@@ -8,11 +8,12 @@ TensorFlow dataset is opened.
 """
 
 import os
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 
+from diffrate_jax.data.rand_augment import RandAugment
 from diffrate_jax.errors import UserError, did_you_mean
 
 ARRAYS, FOLDER = "arrays:", "folder:"
@@ -60,7 +61,8 @@ class Dataset(Protocol):
 
         The batch of a step is a pure function of `seed` and the step: resuming needs
         the step number and nothing else. An epoch visits every example at most once
-        and drops the remainder. Hosts take consecutive shares of each global batch.
+        and drops the remainder; where examples repeat, it is as long, and so visits
+        fewer. Hosts take consecutive shares of each global batch.
 
         Args:
             split: Name of a split, perhaps with a slice.
@@ -75,8 +77,27 @@ class Dataset(Protocol):
             b = batch_size / process_count.
 
         Raises:
-            UserError: no such split, fewer examples than `batch_size`, or hosts that
-                do not divide `batch_size`.
+            UserError: no such split, fewer examples than `batch_size`, hosts that do
+                not divide `batch_size`, or too few examples a step for the repeats.
+        """
+        ...
+
+    def stages(
+        self, split: str, *, batch_size: int, seed: int
+    ) -> dict[str, Callable[[], Iterator[int]]]:
+        """Returns the stages of `batches`, each to be timed alone.
+
+        Args:
+            split: Name of a split, perhaps with a slice.
+            batch_size: Examples per step.
+            seed: Of the stream.
+
+        Returns:
+            By name, functions that begin a stage anew and return an endless iterator
+            over the numbers of images done; see `diffrate_jax.data.stages`.
+
+        Raises:
+            UserError: as `batches`.
         """
         ...
 
@@ -120,6 +141,8 @@ def open_dataset(
     crop: str = "none",
     resize: int | None = None,
     interpolation: str = "bicubic",
+    rand_augment: RandAugment | None = None,
+    repeats: int = 1,
 ) -> Dataset:
     """Opens a dataset by name.
 
@@ -135,6 +158,9 @@ def open_dataset(
             `image_size` pixels; `image_size` without.
         interpolation: ``bicubic`` or ``bilinear``, both with antialiasing, of training
             and evaluation.
+        rand_augment: What training images go through after the crop; None: nothing.
+        repeats: Times that an example of a training epoch comes in it, each time with
+            a crop and a RandAugment of its own; DeiT has 3.
 
     Raises:
         UserError: unknown name, dataset not prepared, or images that cannot be
@@ -142,25 +168,29 @@ def open_dataset(
     """
     _check_choice("crop", crop, CROPS)
     _check_choice("interpolation", interpolation, INTERPOLATIONS)
-    if resize is not None and resize < image_size:
-        raise UserError(
-            f"resize must be at least image_size, {image_size}, found {resize}; "
-            "raise it or leave it out"
-        )
+    _check_resize(resize, image_size)
+    how = {"rand_augment": rand_augment, "repeats": repeats}
     if name.startswith(ARRAYS):
-        return _open_arrays(name, image_size, crop, resize)
+        from diffrate_jax.data.arrays import Arrays
+
+        _check_final_size(name, image_size, crop, resize)
+        return Arrays(name.removeprefix(ARRAYS), image_size=image_size, **how)
     sizes = {"image_size": image_size, "resize": resize}
-    how = {"crop": crop, "interpolation": interpolation}
+    how |= {"crop": crop, "interpolation": interpolation}
     if name.startswith(FOLDER):
         from diffrate_jax.data.folder import Folder
 
         return Folder(name.removeprefix(FOLDER), **sizes, **how)
-    # Before TensorFlow is imported, else it talks on standard error.
+    return _open_tfds(name, data_dir=data_dir, **sizes, **how)
+
+
+def _open_tfds(name: str, **options: Any) -> Dataset:
+    """Loads TensorFlow, which would talk on standard error, and opens a dataset."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     from diffrate_jax.data.tfds import Tfds
 
-    return Tfds(name, data_dir=data_dir, **sizes, **how)
+    return Tfds(name, **options)
 
 
 def _check_choice(what: str, choice: str, known: tuple[str, ...]) -> None:
@@ -168,17 +198,24 @@ def _check_choice(what: str, choice: str, known: tuple[str, ...]) -> None:
         raise UserError(f"unknown {what} {choice!r}; {did_you_mean(choice, known)}")
 
 
-def _open_arrays(name: str, image_size: int, crop: str, resize: int | None) -> Dataset:
-    """Opens an `.npz` file, whose images nothing resizes."""
-    from diffrate_jax.data.arrays import Arrays
+def _check_resize(resize: int | None, image_size: int) -> None:
+    if resize is not None and resize < image_size:
+        raise UserError(
+            f"resize must be at least image_size, {image_size}, found {resize}; "
+            "raise it or leave it out"
+        )
 
+
+def _check_final_size(
+    name: str, image_size: int, crop: str, resize: int | None
+) -> None:
+    """Refuses to crop or resize the images of an `.npz` file."""
     if crop != "none" or resize not in (None, image_size):
         raise UserError(
             f"{name!r} holds images of the final size, found crop {crop!r} and "
             f"resize {resize}; set crop=none and resize={image_size}, and no "
             "preprocess"
         )
-    return Arrays(name.removeprefix(ARRAYS), image_size=image_size)
 
 
 def host_batch_size(batch_size: int, process_count: int) -> int:

@@ -1,7 +1,7 @@
 """Datasets that fit in memory, from one `.npz` file."""
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -13,12 +13,17 @@ from diffrate_jax.data import (
     pad_batches,
     steps_per_epoch,
 )
+from diffrate_jax.data.chance import Appearance
 from diffrate_jax.data.order import (
+    Share,
+    appearances,
     evaluation_rows,
     sliced,
     split_name,
     training_rows,
 )
+from diffrate_jax.data.rand_augment import RandAugment
+from diffrate_jax.data.stages import stages_of_arrays
 from diffrate_jax.errors import UserError
 
 
@@ -30,8 +35,15 @@ class Arrays:
     it, the largest label of all splits is taken for the last class.
     """
 
-    def __init__(self, path: str, *, image_size: int) -> None:
-        """Reads and checks the whole file.
+    def __init__(
+        self,
+        path: str,
+        *,
+        image_size: int,
+        rand_augment: RandAugment | None = None,
+        repeats: int = 1,
+    ) -> None:
+        """Reads and checks the whole file; `open_dataset` explains the arguments.
 
         Raises:
             UserError: no such file, not an `.npz` file, or entries that are not as
@@ -40,6 +52,7 @@ class Arrays:
         entries = _read(path)
         self.name = f"{ARRAYS}{path}"
         self.image_size = image_size
+        self._rand_augment, self._repeats = rand_augment, repeats
         declared = entries.pop("num_classes", None)
         self._splits = {
             split: _checked(path, split, entries, image_size)
@@ -64,20 +77,29 @@ class Arrays:
     ) -> Iterator[Batch]:
         """Returns the training stream; see `Dataset.batches`."""
         share = host_batch_size(batch_size, process_count)
-        steps_per_epoch(self, split, batch_size)
         images_NYXC, labels_N = self._select(split)
-        rows = training_rows(
-            len(labels_N),
-            batch_size=batch_size,
-            seed=seed,
-            start=start,
-            first=process_index * share,
-            share=share,
+        shares = self._shares(
+            split, batch_size, seed, start, process_index * share, share
         )
+        if self._rand_augment is not None:
+            arrays = images_NYXC, labels_N
+            return _augmented(*arrays, shares, seed, self._rand_augment)
         return (
-            {"image": images_NYXC[rows_B], "label": labels_N[rows_B]}
-            for _, rows_B in rows
+            {"image": images_NYXC[own.rows_B], "label": labels_N[own.rows_B]}
+            for own in shares
         )
+
+    def stages(
+        self, split: str, *, batch_size: int, seed: int
+    ) -> dict[str, Callable[[], Iterator[int]]]:
+        """Returns each stage of `batches` alone; see `Dataset.stages`."""
+        images_NYXC, _ = self._select(split)
+
+        def read() -> Iterator[np.ndarray]:
+            shares = self._shares(split, batch_size, seed, 0, 0, batch_size)
+            return (images_NYXC[own.rows_B] for own in shares)
+
+        return stages_of_arrays(read, self._rand_augment)
 
     def epoch(
         self,
@@ -105,11 +127,47 @@ class Arrays:
             image_size=self.image_size,
         )
 
+    def _shares(
+        self, split: str, batch_size: int, seed: int, start: int, first: int, share: int
+    ) -> Iterator[Share]:
+        """Returns which examples each training step has."""
+        steps_per_epoch(self, split, batch_size)
+        return training_rows(
+            self.size(split),
+            batch_size=batch_size,
+            seed=seed,
+            start=start,
+            first=first,
+            share=share,
+            repeats=self._repeats,
+        )
+
     def _select(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns the images and labels of a split, sliced as its name says."""
         images_NYXC, labels_N = self._splits[split_name(split, self._splits, self.name)]
         rows = sliced(split, len(labels_N))
         return images_NYXC[rows], labels_N[rows]
+
+
+def _augmented(
+    images_NYXC: np.ndarray,
+    labels_N: np.ndarray,
+    shares: Iterator[Share],
+    seed: int,
+    how: RandAugment,
+) -> Iterator[Batch]:
+    """Yields batches after RandAugment."""
+    # Only now: Pillow takes a while to load.
+    from diffrate_jax.data.rand_augment_pil import rand_augment_array
+    from diffrate_jax.data.threads import Work, batches_in_threads
+
+    def work(share: Share) -> Work:
+        return [(one,) for one in appearances(seed, share)], labels_N[share.rows_B]
+
+    def image_of(appearance: Appearance) -> np.ndarray:
+        return rand_augment_array(images_NYXC[appearance.index], how, appearance)
+
+    return batches_in_threads(image_of, map(work, shares))
 
 
 def _read(path: str) -> dict[str, np.ndarray]:

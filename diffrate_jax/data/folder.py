@@ -1,10 +1,7 @@
 """Datasets that are a tree of image files, with a folder to each class."""
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +15,24 @@ from diffrate_jax.data import (
     photo,
     steps_per_epoch,
 )
+from diffrate_jax.data.chance import Appearance
 from diffrate_jax.data.order import (
+    Share,
+    appearances,
     evaluation_rows,
     sliced,
     split_name,
     training_rows,
 )
+from diffrate_jax.data.rand_augment import RandAugment
+from diffrate_jax.data.rand_augment_pil import rand_augment_array
+from diffrate_jax.data.stages import stages_of_arrays
+from diffrate_jax.data.threads import Work, batches_in_threads, made_in_threads
 from diffrate_jax.errors import UserError
 
 SPLITS = ("train", "val", "validation", "test")
 ALIASES = {"val": "validation", "validation": "val"}
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_THREADS, _BATCHES_AHEAD = min(16, os.cpu_count() or 1), 2
 
 Photo = tuple[str, int]
 
@@ -52,6 +55,8 @@ class Folder:
         crop: str = "none",
         resize: int | None = None,
         interpolation: str = "bicubic",
+        rand_augment: RandAugment | None = None,
+        repeats: int = 1,
     ) -> None:
         """Finds splits and classes; `diffrate_jax.data.open_dataset` has the arguments.
 
@@ -60,7 +65,7 @@ class Folder:
         """
         self.name = f"{FOLDER}{path}"
         self.image_size = image_size
-        self._crop = crop
+        self._crop, self._rand_augment, self._repeats = crop, rand_augment, repeats
         self._size = {"image_size": image_size, "interpolation": interpolation}
         self._resize = resize or image_size
         self._splits = _splits(Path(path))
@@ -85,20 +90,21 @@ class Folder:
     ) -> Iterator[Batch]:
         """Returns the training stream; see `Dataset.batches`."""
         share = host_batch_size(batch_size, process_count)
-        steps_per_epoch(self, split, batch_size)
-        photos = self._select(split)
-        steps = training_rows(
-            len(photos),
-            batch_size=batch_size,
-            seed=seed,
-            start=start,
-            first=process_index * share,
-            share=share,
+        steps = self._steps(
+            split, batch_size, seed, start, process_index * share, share
         )
-        if self._crop == "none":
-            return _read(photos, ((rows_B, self._central) for _, rows_B in steps))
-        cropped = partial(self._cropped, seed)
-        return _read(photos, ((rows, partial(cropped, epoch)) for epoch, rows in steps))
+        return batches_in_threads(self._trained, steps)
+
+    def stages(
+        self, split: str, *, batch_size: int, seed: int
+    ) -> dict[str, Callable[[], Iterator[int]]]:
+        """Returns each stage of `batches` alone; see `Dataset.stages`."""
+
+        def read() -> Iterator[list[np.ndarray]]:
+            steps = self._steps(split, batch_size, seed, 0, 0, batch_size)
+            return (images for images, _ in made_in_threads(self._cropped, steps))
+
+        return stages_of_arrays(read, self._rand_augment)
 
     def epoch(
         self,
@@ -120,11 +126,30 @@ class Folder:
             process_count=process_count,
         )
         return pad_batches(
-            _read(photos, ((rows_B, self._central) for rows_B in steps)),
+            batches_in_threads(
+                self._central, (_files(photos, rows_B) for rows_B in steps)
+            ),
             count=num_batches(len(photos), batch_size) - start,
             batch_size=share,
             image_size=self.image_size,
         )
+
+    def _steps(
+        self, split: str, batch_size: int, seed: int, start: int, first: int, share: int
+    ) -> Iterator[Work]:
+        """Returns what makes the images of each training step, and their labels."""
+        steps_per_epoch(self, split, batch_size)
+        photos = self._select(split)
+        shares = training_rows(
+            len(photos),
+            batch_size=batch_size,
+            seed=seed,
+            start=start,
+            first=first,
+            share=share,
+            repeats=self._repeats,
+        )
+        return (_work(photos, seed, own) for own in shares)
 
     def _select(self, split: str) -> list[Photo]:
         """Returns the photos of a split, sliced as its name says."""
@@ -135,14 +160,35 @@ class Folder:
         photos = self._listed[name]
         return photos[sliced(split, len(photos))]
 
-    def _central(self, _: int, path: str) -> np.ndarray:
+    def _central(self, path: str) -> np.ndarray:
         """Returns what evaluation sees of a file, uint8 [Y, X, C]."""
         return photo.central(photo.read_photo(path), resize=self._resize, **self._size)
 
-    def _cropped(self, seed: int, epoch: int, row: int, path: str) -> np.ndarray:
-        """Returns what training sees of a file in an epoch, uint8 [Y, X, C]."""
-        key = {"seed": seed, "epoch": epoch, "index": row}
-        return photo.random_crop(photo.read_photo(path), **key, **self._size)
+    def _cropped(self, appearance: Appearance, path: str) -> np.ndarray:
+        """Returns what training makes of a file before RandAugment, uint8 [Y, X, C]."""
+        if self._crop == "none":
+            return self._central(path)
+        return photo.random_crop(photo.read_photo(path), appearance, **self._size)
+
+    def _trained(self, appearance: Appearance, path: str) -> np.ndarray:
+        """Returns what training sees of a file, uint8 [Y, X, C]."""
+        image_YXC = self._cropped(appearance, path)
+        if self._rand_augment is None:
+            return image_YXC
+        return rand_augment_array(image_YXC, self._rand_augment, appearance)
+
+
+def _work(photos: list[Photo], seed: int, share: Share) -> Work:
+    """Returns how each image of a training step appears, its file, and its label."""
+    files, labels = _files(photos, share.rows_B)
+    work = zip(appearances(seed, share), files, strict=True)
+    return [(appearance, path) for appearance, (path,) in work], labels
+
+
+def _files(photos: list[Photo], rows_B: np.ndarray) -> Work:
+    """Returns the files of some examples, and their labels."""
+    paths, labels = zip(*(photos[row] for row in rows_B), strict=True)
+    return [(path,) for path in paths], labels
 
 
 def _splits(root: Path) -> dict[str, Path]:
@@ -196,33 +242,3 @@ def _photos(folder: Path, classes: dict[str, int]) -> list[Photo]:
             f"expected images in the class folders of {folder}, found none; add some"
         )
     return found
-
-
-def _read(
-    photos: list[Photo],
-    steps: Iterable[tuple[np.ndarray, Callable[[int, str], np.ndarray]]],
-) -> Iterator[Batch]:
-    """Yields batches, whose images threads read a few batches ahead.
-
-    Args:
-        photos: Of the split.
-        steps: For each batch its rows [b], and what makes an image of row and path.
-    """
-    # Its threads end with it: whoever leaves the stream early lets go of both.
-    pool, ahead = ThreadPoolExecutor(_THREADS), deque()
-
-    def begin(rows_B: np.ndarray, image_of: Callable) -> tuple[Iterator, Sequence]:
-        paths, labels = zip(*(photos[row] for row in rows_B), strict=True)
-        return pool.map(image_of, rows_B.tolist(), paths), labels
-
-    for rows_B, image_of in steps:
-        ahead.append(begin(rows_B, image_of))
-        if len(ahead) > _BATCHES_AHEAD:
-            yield _batch(*ahead.popleft())
-    while ahead:
-        yield _batch(*ahead.popleft())
-
-
-def _batch(images: Iterator[np.ndarray], labels: Sequence[int]) -> Batch:
-    """Waits for the images of a batch."""
-    return {"image": np.stack(list(images)), "label": np.array(labels, np.int32)}

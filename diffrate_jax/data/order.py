@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
+from diffrate_jax.data.chance import Appearance
 from diffrate_jax.errors import UserError, did_you_mean
 
 _BOUND = r"(-?\d+|-?\d+(?:\.\d+)?%)?"
@@ -52,10 +54,31 @@ def _position(bound: str, size: int) -> int:
     return position + size if bound.startswith("-") else position
 
 
+class Share(NamedTuple):
+    """One host's examples of a step.
+
+    Attributes:
+        epoch: That the step belongs to.
+        rows_B: Numbers of the examples in their split.
+        copies_B: Which of its repetitions in the epoch each is, from 0.
+    """
+
+    epoch: int
+    rows_B: np.ndarray
+    copies_B: np.ndarray
+
+
 def training_rows(
-    size: int, *, batch_size: int, seed: int, start: int, first: int, share: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields for each step from `start` on its epoch and this host's examples [b].
+    size: int,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int,
+    first: int,
+    share: int,
+    repeats: int,
+) -> Iterator[Share]:
+    """Yields this host's examples of each step from `start` on.
 
     Args:
         size: Examples of the split, at least `batch_size`.
@@ -64,14 +87,58 @@ def training_rows(
         start: Step to begin with.
         first: This host's first place in a global batch.
         share: Number of its places.
+        repeats: Times that an example that is seen in an epoch is seen in it.
+
+    Raises:
+        UserError: a batch that is too small for so many repetitions.
     """
+    # Now, not when the first batch is asked for.
+    round_size = images_of_round(batch_size, repeats)
     steps = size // batch_size
-    epoch, step = divmod(start, steps)
-    while True:
-        order_N = permutation(size, seed, epoch)
-        for begin in range(step * batch_size, steps * batch_size, batch_size):
-            yield epoch, order_N[begin + first :][:share]
-        epoch, step = epoch + 1, 0
+
+    def shares() -> Iterator[Share]:
+        epoch, step = divmod(start, steps)
+        while True:
+            order_N = permutation(size, seed, epoch)
+            for begin in range(step * batch_size, steps * batch_size, batch_size):
+                draws_B = np.arange(begin + first, begin + first + share)
+                rounds_B, within_B = np.divmod(draws_B, round_size * repeats)
+                places_B = rounds_B * round_size + within_B % round_size
+                yield Share(epoch, order_N[places_B], within_B // round_size)
+            epoch, step = epoch + 1, 0
+
+    return shares()
+
+
+def appearances(seed: int, share: Share) -> list[Appearance]:
+    """Returns what the random numbers of each example of a step belong to."""
+    numbers = zip(share.rows_B.tolist(), share.copies_B.tolist(), strict=True)
+    return [Appearance(seed, share.epoch, row, copy) for row, copy in numbers]
+
+
+def images_of_round(batch_size: int, repeats: int) -> int:
+    """Returns how many images follow each other before all of them come again.
+
+    As in the sampler that DeiT was trained with, all repetitions of an image come in
+    one global batch, or in two that follow each other, on different devices. The number
+    is odd, so that an image has another neighbour, which it may be mixed with, at every
+    second of its repetitions.
+
+    Raises:
+        UserError: a batch so small that an image would be its own neighbour.
+    """
+    if repeats < 1:
+        raise UserError(f"repeats must be at least 1, found {repeats}; raise it")
+    if repeats == 1:
+        return batch_size
+    if batch_size < 3 * repeats:
+        raise UserError(
+            f"batch_size must be at least {3 * repeats}, three times the repeats, so "
+            f"that no image is its own neighbour, found {batch_size}; raise it or "
+            "lower repeats"
+        )
+    size = batch_size // repeats
+    return size - 1 + size % 2
 
 
 def permutation(size: int, seed: int, epoch: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from diffrate_jax.data.chance import CROP, Appearance, uniform
 from diffrate_jax.errors import UserError
 
 Box = tuple[int, int, int, int]
@@ -59,33 +60,20 @@ def central(
 
 
 def random_crop(
-    image: Image.Image,
-    *,
-    seed: int,
-    epoch: int,
-    index: int,
-    image_size: int,
-    interpolation: str,
+    image: Image.Image, appearance: Appearance, *, image_size: int, interpolation: str
 ) -> np.ndarray:
     """Returns a random part of a photo, brought to `image_size`.
 
     Args:
         image: Of any size.
-        seed: The part depends on this,
-        epoch: on this,
-        index: and on this number of the example, and on nothing else.
+        appearance: The part depends on this and on nothing else.
         image_size: Rows and columns wanted.
         interpolation: "bicubic" or "bilinear".
 
     Returns:
         uint8 [Y, X, C].
     """
-    # Words of a counter of its own: no crop shares them with a shuffling.
-    counter_4 = np.array([0, index + 1, 0, 0], np.uint64)
-    key_2 = np.array([seed, epoch], np.int64).view(np.uint64)
-    words = np.random.Philox(counter=counter_4, key=key_2).random_raw(4 * _ATTEMPTS)
-    # The 53 bits that a float holds, so that no number is rounded to 1.
-    uniform_4A = (words >> np.uint64(11)).reshape(4, -1) / 2**53
+    uniform_4A = uniform(appearance, CROP, 4 * _ATTEMPTS).reshape(4, -1)
     image = image.crop(random_box(image.width, image.height, uniform_4A))
     return np.asarray(_resized(image, image_size, image_size, interpolation))
 

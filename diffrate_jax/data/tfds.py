@@ -1,7 +1,6 @@
 """Image classification datasets of TensorFlow Datasets, read from prepared files.
 
-Importing this loads TensorFlow. Records stay encoded until order, step and the host's
-share are settled, so that shuffling, skipping and sharing are cheap.
+Importing this loads TensorFlow.
 """
 
 import contextlib
@@ -21,14 +20,23 @@ from diffrate_jax.data import (
     steps_per_epoch,
 )
 from diffrate_jax.data.photo_tf import central, random_crop
+from diffrate_jax.data.rand_augment import RandAugment
+from diffrate_jax.data.rand_augment_tf import rand_augment as rand_augmented
+from diffrate_jax.data.records import (
+    Example,
+    counts,
+    files_of,
+    numpy_batches,
+    on_all_cores,
+    records_of,
+    training_records,
+)
+from diffrate_jax.data.stages import BATCH, RAND_AUGMENT, READ
 from diffrate_jax.errors import UserError, did_you_mean
 
-Example = tuple[tf.Tensor, tf.Tensor]
-
 _SHUFFLE_BYTES = 2**29
-_FILES_AT_ONCE = 16
-# Opening the next epoch of digits takes as long as three batches.
-_BATCHES_AHEAD = 4
+# Images by which stages after the first are measured.
+_SAMPLE = 64
 
 
 class Tfds:
@@ -47,6 +55,8 @@ class Tfds:
         crop: str = "none",
         resize: int | None = None,
         interpolation: str = "bicubic",
+        rand_augment: RandAugment | None = None,
+        repeats: int = 1,
     ) -> None:
         """Finds the files; `diffrate_jax.data.open_dataset` explains the arguments.
 
@@ -57,7 +67,7 @@ class Tfds:
         tf.config.set_visible_devices([], "GPU")
         self.name = name
         self.image_size = image_size
-        self._crop = crop
+        self._crop, self._rand_augment, self._repeats = crop, rand_augment, repeats
         self._resize, self._interpolation = resize or image_size, interpolation
         self._info = info = _prepared(name, data_dir).info
         self._keys = _image_and_label(name, info)
@@ -82,35 +92,31 @@ class Tfds:
     ) -> Iterator[Batch]:
         """Returns the training stream; see `Dataset.batches`."""
         share = host_batch_size(batch_size, process_count)
-        steps = steps_per_epoch(self, split, batch_size)
-        first_epoch, first_step = divmod(start, steps)
-        files = _files(self._split(split))
-        buffer = min(self._shuffle_buffer, self.size(split))
-
-        @tf.autograph.experimental.do_not_convert
-        def records_of(epoch: tf.Tensor) -> tf.data.Dataset:
-            epoch_seed = tf.random.stateless_uniform(
-                [], (seed, epoch), minval=None, maxval=None, dtype=tf.int64
-            )
-            order = {"seed": epoch_seed, "reshuffle_each_iteration": False}
-            records = _records(files.shuffle(files.cardinality(), **order))
-            return records.shuffle(buffer, **order).take(steps * batch_size)
+        stream = {"batch_size": batch_size, "seed": seed, "start": start}
+        records = self._training_records(split, **stream)
 
         def is_mine(index: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
             return index % batch_size // share == process_index
 
-        def example(index: tf.Tensor, record: tf.Tensor) -> Example:
-            if self._crop == "none":
-                return self._evaluation_example(record)
-            own = {"seed_2": tf.stack([np.int64(seed), index]), "size": self.image_size}
-            own |= {"interpolation": self._interpolation}
-            return self._example(record, partial(random_crop, **own))
+        example = partial(self._training_example, seed)
+        return numpy_batches(on_all_cores(records.filter(is_mine), example), share)
 
-        epochs = tf.data.Dataset.range(first_epoch, np.iinfo(np.int64).max)
-        records = epochs.flat_map(records_of).skip(first_step * batch_size)
-        # From here on a record has its number in the whole stream of the seed.
-        records = records.enumerate(start * batch_size)
-        return _numpy_batches(records.filter(is_mine), example, share)
+    def stages(
+        self, split: str, *, batch_size: int, seed: int
+    ) -> dict[str, Callable[[], Iterator[int]]]:
+        """Returns each stage of `batches` alone; see `Dataset.stages`."""
+        stream = {"batch_size": batch_size, "seed": seed, "start": 0}
+        records = self._training_records(split, **stream)
+        cropped = on_all_cores(records, partial(self._cropped_example, seed))
+        sample = next(cropped.batch(min(batch_size, _SAMPLE)).as_numpy_iterator())[0]
+        images = tf.data.Dataset.from_tensor_slices(sample).repeat()
+        found = {READ: partial(counts, cropped)}
+        if self._rand_augment is not None:
+            randomised = partial(self._randomised, seed)
+            found[RAND_AUGMENT] = partial(
+                counts, on_all_cores(images.enumerate(), randomised)
+            )
+        return found | {BATCH: partial(counts, images, batch_size)}
 
     def epoch(
         self,
@@ -124,11 +130,10 @@ class Tfds:
         """Returns every example once; see `Dataset.epoch`."""
         share = host_batch_size(batch_size, process_count)
         info = self._split(split)
-        records = _records(_files(info)).shard(process_count, process_index)
+        records = records_of(files_of(info)).shard(process_count, process_index)
+        examples = on_all_cores(records.skip(start * share), self._evaluation_example)
         return pad_batches(
-            _numpy_batches(
-                records.skip(start * share), self._evaluation_example, share
-            ),
+            numpy_batches(examples, share),
             count=num_batches(info.num_examples, batch_size) - start,
             batch_size=share,
             image_size=self.image_size,
@@ -144,6 +149,20 @@ class Tfds:
         hint = "change its slice" if base in splits else did_you_mean(base, splits)
         raise UserError(f"{self.name} has no examples in split {split!r}; {hint}")
 
+    def _training_records(
+        self, split: str, *, batch_size: int, seed: int, start: int
+    ) -> tf.data.Dataset:
+        """Returns the whole training stream of all hosts, numbered."""
+        return training_records(
+            files_of(self._split(split)),
+            buffer=min(self._shuffle_buffer, self.size(split)),
+            steps=steps_per_epoch(self, split, batch_size),
+            batch_size=batch_size,
+            seed=seed,
+            start=start,
+            repeats=self._repeats,
+        )
+
     def _example(self, record: tf.Tensor, image_of: Callable) -> Example:
         """Parses a record; `image_of` makes the image from its encoded bytes."""
         image_key, label_key = self._keys
@@ -153,6 +172,30 @@ class Tfds:
         shape = (self.image_size, self.image_size, 3)
         image_YXC = tf.ensure_shape(image_of(example[image_key]), shape)
         return image_YXC, tf.cast(example[label_key], tf.int32)
+
+    def _training_example(
+        self, seed: int, index: tf.Tensor, record: tf.Tensor
+    ) -> Example:
+        """Makes an example of the record of this number in the stream of the seed."""
+        image_YXC, label = self._cropped_example(seed, index, record)
+        if self._rand_augment is not None:
+            image_YXC = self._randomised(seed, index, image_YXC)
+        return image_YXC, label
+
+    def _cropped_example(
+        self, seed: int, index: tf.Tensor, record: tf.Tensor
+    ) -> Example:
+        if self._crop == "none":
+            return self._evaluation_example(record)
+        how = {"size": self.image_size, "interpolation": self._interpolation}
+        seed_2 = tf.stack([np.int64(seed), index])
+        return self._example(record, partial(random_crop, seed_2=seed_2, **how))
+
+    def _randomised(
+        self, seed: int, index: tf.Tensor, image_YXC: tf.Tensor
+    ) -> tf.Tensor:
+        seed_2 = tf.stack([np.int64(seed), index])
+        return rand_augmented(image_YXC, self._rand_augment, seed_2=seed_2)
 
     def _evaluation_example(self, record: tf.Tensor) -> Example:
         how = {"resize": self._resize, "image_size": self.image_size}
@@ -198,41 +241,3 @@ def _image_and_label(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
             f"{', '.join(info.features)}; choose one for image classification"
         )
     return keys
-
-
-def _files(info: tfds.core.SplitInfo) -> tf.data.Dataset:
-    """Returns the files of a split and which of their records belong to it."""
-    parts = info.file_instructions
-    columns = {
-        "path": [str(part.filename) for part in parts],
-        "skip": np.array([part.skip for part in parts], np.int64),
-        "take": np.array([part.take for part in parts], np.int64),
-    }
-    return tf.data.Dataset.from_tensor_slices(columns)
-
-
-def _records(files: tf.data.Dataset) -> tf.data.Dataset:
-    """Returns the records of the files, unparsed, in an order that does not vary."""
-    return files.interleave(
-        lambda part: (
-            tf.data.TFRecordDataset(part["path"]).skip(part["skip"]).take(part["take"])
-        ),
-        cycle_length=_FILES_AT_ONCE,
-        block_length=_FILES_AT_ONCE,
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
-
-
-def _numpy_batches(
-    records: tf.data.Dataset, example: Callable[..., Example], batch_size: int
-) -> Iterator[Batch]:
-    """Turns records into examples on all cores, and examples into batches."""
-    # Without this, TensorFlow warns about every method it cannot read the source of.
-    example = tf.autograph.experimental.do_not_convert(example)
-    examples = records.map(
-        example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-    )
-    batches = examples.batch(batch_size).prefetch(_BATCHES_AHEAD)
-    for image_BYXC, label_B in batches.as_numpy_iterator():
-        yield {"image": image_BYXC, "label": label_B}
