@@ -119,9 +119,14 @@ def split_config(argv: Sequence[str]) -> tuple[Path, list[str]]:
 def load_recipe(path: Path) -> ConfigDict:
     """Returns the locked config of a recipe file.
 
+    Args:
+        path: of the file; what follows a colon is passed to its `get_config`.
+
     Raises:
         UserError: no such file, or one that does not run, or that makes no config.
     """
+    file, colon, argument = str(path).partition(".py:")
+    path = Path(f"{file}.py") if colon else path
     if path.suffix != ".py" or not path.is_file():
         near = [str(near) for near in path.parent.glob("*.py")]
         hint = did_you_mean(str(path), near) if near else "give the path of a .py file"
@@ -133,7 +138,7 @@ def load_recipe(path: Path) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config()
+        config = module.get_config(*([argument] if colon else []))
     except Exception as error:  # A config file is a program: anything may happen.
         what = str(error).strip().split("\n")[0]
         raise UserError(

@@ -67,12 +67,28 @@ def test_bad_flags_end_in_one_sentence(flags: tuple[str, ...], sentence: str, ca
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_published_search_of_every_model(name: str):
+    config = search.cli.load_recipe(Path(f"{CONFIGS / 'published.py'}:{name}"))
+    own = search.cli.load_recipe(CONFIGS / f"{name}.py")
+    assert (config.model, config.target) == (own.model, own.target)
+    assert (config.rule, config.method, config.repeats) == ("diffrate", "penalised", 3)
+    assert config.rand_augment_magnitude == 9
+
+
+def test_a_recipe_that_the_paper_lacks(capsys):
+    assert run(f"--config={CONFIGS / 'published.py'}:mae_giant") == 2
+    assert "no 'mae_giant', but caformer_s36, deit_base" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes_of_the_paper(name: str, tmp_path: Path, capsys):
+@pytest.mark.parametrize("search_of", ["", "published.py:"])
+def test_recipes_of_the_paper(search_of: str, name: str, tmp_path: Path, capsys):
     # One block's worth of memory with remat keeps ViT-H within a small machine.
     flags = ("--devices=256", "--config.batch_size=256", "--config.remat=True")
-    recipe = f"--config={CONFIGS / name}.py"
+    file = f"{search_of}{name}" if search_of else f"{name}.py"
+    recipe = f"--config={CONFIGS / file}"
     assert run(recipe, *flags, f"--workdir={tmp_path}") == 0
     record = json.loads((tmp_path / "dry_run.json").read_text())
     assert record["dense_macs"] / 1e9 == pytest.approx(RECIPES[name], abs=0.006)
