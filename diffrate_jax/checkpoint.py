@@ -1,14 +1,19 @@
 """Checkpoints: Orbax behind one small class; the state is a tree of host arrays."""
 
+import hashlib
 import os
-from pathlib import Path
+import sys
 from typing import Any, Self
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
+from diffrate_jax import parallel
+from diffrate_jax.distributed import is_first
 from diffrate_jax.errors import UserError
+from diffrate_jax.files import in_bucket, reason
 
 Tree = Any
 
@@ -17,41 +22,133 @@ class Checkpoints:
     """The checkpoints of one run, in one folder; the latest few are kept.
 
     Orbax writes into a temporary folder and renames it, so a process killed at any
-    moment leaves only whole checkpoints behind.
+    moment leaves only whole checkpoints behind. Each holds the hash of its state, so
+    that one damaged later is known. The first of many processes reads and writes for
+    all of them.
     """
 
     def __init__(self, folder: str | os.PathLike, *, keep: int = 2) -> None:
+        folder = epath.Path(folder)
+        self._folder = folder if in_bucket(folder) else folder.resolve()
+        self._manager = self._open(keep) if is_first() else None
+
+    def _open(self, keep: int) -> ocp.CheckpointManager:
+        # One process, by itself: the others have no part in it.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+        )
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=False
+            max_to_keep=keep,
+            create=False,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=False,
+            multiprocessing_options=alone,
         )
         try:
-            self._manager = ocp.CheckpointManager(
-                Path(folder).absolute(), options=options
-            )
+            self._folder.mkdir(parents=True, exist_ok=True)
+            return ocp.CheckpointManager(self._folder, options=options)
         except OSError as error:
             raise UserError(
-                f"cannot write checkpoints into {folder}: {error.strerror}; give a "
-                "work directory that can be written"
+                f"cannot write checkpoints into {self._folder}: {reason(error)}; give "
+                "a work directory that can be written"
             ) from error
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.close()
 
     @property
     def latest(self) -> int | None:
-        """Step of the latest checkpoint, None if there is none."""
-        return self._manager.latest_step()
+        """Step of the latest checkpoint; None if there is none, or not on the first."""
+        return None if self._manager is None else self._manager.latest_step()
 
     def save(self, step: int, state: Tree) -> None:
-        """Saves the state after `step` steps, unless it is there already."""
-        if step != self.latest:
-            host = jax.tree.map(np.asarray, jax.device_get(state))
-            self._manager.save(step, args=ocp.args.StandardSave(host))
+        """Saves the state after `step` steps, unless it is there already.
 
-    def restore(self, like: Tree) -> Tree:
-        """Returns the latest state as host arrays; `like` gives shapes and types."""
-        host = jax.tree.map(np.asarray, jax.device_get(like))
-        return self._manager.restore(self.latest, args=ocp.args.StandardRestore(host))
+        Raises:
+            UserError: the disk is full, or cannot be written to any more.
+        """
+        if self._manager is None or step == self.latest:
+            return
+        try:
+            self._manager.save(step, args=ocp.args.StandardSave(sealed(state)))
+        except (OSError, ValueError) as error:  # Python's, and TensorStore's.
+            raise UserError(
+                f"cannot write the checkpoint of step {step} into {self._folder}: "
+                f"{reason(error)}; those before it are whole: make room and run the "
+                "same command again"
+            ) from error
+
+    def restore(self, like: Tree) -> tuple[int, Tree]:
+        """Returns step and state of the latest whole checkpoint, on all processes.
+
+        Args:
+            like: gives shapes and types; returned with step 0 if there is none.
+
+        Raises:
+            UserError: there are checkpoints, and none is whole.
+        """
+        like = host(like)
+        step, state = (0, like) if self._manager is None else self._newest(like)
+        step = parallel.of_first_host(step)
+        return step, parallel.arrays_of_first_host(state) if step else like
+
+    def _newest(self, like: Tree) -> tuple[int, Tree]:
+        damaged = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state = self._read(step, like)
+            except Exception as error:  # Anything may be wrong with a damaged file.
+                damaged.append((step, reason(error)))
+                continue
+            for lost, why in damaged:
+                print(
+                    f"warning: the checkpoint of step {lost} is damaged ({why}); going "
+                    f"on from that of step {step}",
+                    file=sys.stderr,
+                )
+                # The run will come by there again and save it anew.
+                self._manager.delete(lost)
+            return step, state
+        if damaged:
+            step, why = damaged[0]
+            raise UserError(
+                f"no checkpoint in {self._folder} can be read, as that of step {step}: "
+                f"{why}; remove the folder to start from the beginning"
+            )
+        return 0, like
+
+    def _read(self, step: int, like: Tree) -> Tree:
+        args = ocp.args.StandardRestore(sealed(like))
+        found = self._manager.restore(step, args=args)
+        if not np.array_equal(found["sha256"], seal(found["state"])):
+            raise ValueError("its content is not what was saved")
+        return found["state"]
+
+
+def host(tree: Tree) -> Tree:
+    """Returns a tree of arrays of the host."""
+    return jax.tree.map(np.asarray, jax.device_get(tree))
+
+
+def sealed(state: Tree) -> Tree:
+    """Returns a state as it is saved: host arrays, and their hash."""
+    state = host(state)
+    return {"state": state, "sha256": seal(state)}
+
+
+def seal(tree: Tree) -> np.ndarray:
+    """Returns the SHA-256 of a tree of arrays as bytes [32]."""
+    return np.frombuffer(bytes.fromhex(fingerprint(tree)), np.uint8)
+
+
+def fingerprint(tree: Tree) -> str:
+    """Returns the SHA-256 of the arrays of a tree, in the order of their names."""
+    found = hashlib.sha256()
+    for path, array in jax.tree.leaves_with_path(jax.device_get(tree)):
+        found.update(jax.tree_util.keystr(path).encode())
+        found.update(np.ascontiguousarray(array))
+    return found.hexdigest()

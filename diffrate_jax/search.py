@@ -18,13 +18,13 @@ Examples:
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict
 
 from diffrate_jax import cli
-from diffrate_jax.files import read_json, write_json
+from diffrate_jax.files import write_json
 from diffrate_jax.searching import (
     COMPARISON,
     compare,
@@ -33,17 +33,18 @@ from diffrate_jax.searching import (
     warn_if_beaten,
 )
 from diffrate_jax.tables import evaluation_table, search_table, summary
+from diffrate_jax.workdir import has, read
 
 
 def search(
-    config: ConfigDict, workdir: Path, _: flags.FlagValues, command: str
+    config: ConfigDict, workdir: epath.Path, _: flags.FlagValues, command: str
 ) -> None:
     """Runs the search, prints what it found and how that compares."""
     schedules = run_search(config, workdir)
-    if not (workdir / COMPARISON).exists():
+    if not has(workdir, COMPARISON):
         records = [compare(config, schedule, command) for schedule in schedules]
         write_json(workdir / COMPARISON, {"comparisons": records})
-    records = read_json(workdir / COMPARISON)["comparisons"]
+    records = read(workdir, COMPARISON)["comparisons"]
     for schedule, record in zip(schedules, records, strict=True):
         target = schedule.provenance["target"]
         path = workdir / schedule_file(target, alone=len(schedules) == 1)
