@@ -23,7 +23,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 is_count() { [[ $1 =~ ^[1-9][0-9]*$ ]]; }
 
-processes=2 devices=2 again=$(printf '%q ' bash "$0" "$@")
+processes=2 devices=2 again=$(printf ' %q' bash "$0" "$@")
 while [[ $# -gt 0 && $1 != -- ]]; do
   case $1 in
     --help | -h) usage && exit ;;
@@ -61,38 +61,30 @@ for ((i = 0; i < processes; i++)); do
   pids+=($!)
 done
 
-# Waits for all; once one has failed the others get ten seconds to notice it.
-statuses=() deadline=
-while [[ ${#statuses[@]} -lt $processes ]]; do
+# Waits for all. Once one has failed the others get ten seconds to notice it, and what
+# they end with then (69 or 134: another process has gone) is not the cause.
+statuses=() failed='' deadline=''
+while [[ ${#statuses[@]} -lt $processes && $SECONDS -lt ${deadline:-$((SECONDS + 1))} ]]; do
   sleep 0.2
   for i in "${!pids[@]}"; do
-    if [[ -z ${statuses[i]:-} ]] && ! kill -0 "${pids[i]}" 2>/dev/null; then
-      statuses[i]=0
-      wait "${pids[i]}" || statuses[i]=$?
-      [[ ${statuses[i]} == 0 ]] || : "${deadline:=$((SECONDS + 10))}"
-    elif [[ -n $deadline && $SECONDS -ge $deadline ]]; then
-      kill -KILL "${pids[i]}" 2>/dev/null || true
-    fi
+    if [[ -n ${statuses[i]:-} ]] || kill -0 "${pids[i]}"; then continue; fi
+    statuses[i]=0
+    wait "${pids[i]}" || statuses[i]=$?
+    [[ ${statuses[i]} != 0 ]] || continue
+    deadline=${deadline:-$((SECONDS + 10))}
+    [[ -n $failed && ! ${statuses[failed]} =~ ^(69|134)$ ]] || failed=$i
   done
-done
+done 2>/dev/null
+kill -KILL "${pids[@]}" 2>/dev/null || true
+wait 2>/dev/null || true
 
-# 69 and 134 only say that another process has gone.
-cause='' follower=''
-for i in "${!pids[@]}"; do
-  case ${statuses[i]} in
-    0) ;;
-    69 | 134) follower=${follower:-$i} ;;
-    *) cause=${cause:-$i} ;;
-  esac
-done
-cause=${cause:-$follower}
-[[ -n $cause ]] || exit 0
-status=${statuses[cause]}
-[[ $cause == 0 || $status -ge 128 ]] || tail -n 20 "$logs/$cause" >&2
+[[ -n $failed ]] || exit 0
+status=${statuses[failed]}
+[[ $failed == 0 || $status -ge 128 ]] || tail -n 20 "$logs/$failed" >&2
 case $status in
   2) ;;
-  75) echo "launch: all is saved; go on with: $again" >&2 ;;
-  *) echo "launch: process $cause ended with status $status, and the run with it; go on" \
-    "with: $again" >&2 ;;
+  75) echo "launch: all is saved; go on with:$again" >&2 ;;
+  *) echo "launch: process $failed ended with status $status and the others with it;" \
+    "go on with:$again" >&2 ;;
 esac
 exit "$status"

@@ -13,7 +13,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from test_weights import random_params
 
 import diffrate_jax as dr
@@ -30,6 +29,7 @@ from diffrate_jax.projected import Motion
 from diffrate_jax.rates import Rates
 from diffrate_jax.recipe import Recipe
 
+pytestmark = pytest.mark.usefixtures("cache")
 # Collectives of virtual devices deadlock on fewer threads; read when JAX starts.
 os.environ.setdefault("NPROC", "16")
 
@@ -46,26 +46,6 @@ CHILD = (
     "import sys, conftest, test_search; "
     "test_search.child(sys.argv[1], sys.argv[2], int(sys.argv[3]))"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Compiles each program once for all tests and processes of a file, and fast."""
-    folder = tmp_path_factory.mktemp("compiled")
-    settings = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @functools.cache
