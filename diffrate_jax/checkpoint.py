@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import sys
 from typing import Any, Self
 
 import jax
@@ -14,17 +13,21 @@ from diffrate_jax import parallel
 from diffrate_jax.distributed import is_first
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import in_bucket, reason
+from diffrate_jax.progress import say
 
 Tree = Any
+# How Orbax names what it has not finished.
+UNFINISHED = "*.orbax-checkpoint-tmp*"
+SEAL = 32
 
 
 class Checkpoints:
     """The checkpoints of one run, in one folder; the latest few are kept.
 
     Orbax writes into a temporary folder and renames it, so a process killed at any
-    moment leaves only whole checkpoints behind. Each holds the hash of its state, so
-    that one damaged later is known. The first of many processes reads and writes for
-    all of them.
+    moment leaves only whole checkpoints behind. Each is one array of bytes, the hash of
+    the state before the state itself, so that one damaged later is known. The first of
+    many processes reads and writes for all of them.
     """
 
     def __init__(self, folder: str | os.PathLike, *, keep: int = 2) -> None:
@@ -40,12 +43,13 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=False,
-            cleanup_tmp_directories=True,
             enable_async_checkpointing=False,
             multiprocessing_options=alone,
         )
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            for left in self._folder.glob(UNFINISHED):
+                left.rmtree()
             return ocp.CheckpointManager(self._folder, options=options)
         except OSError as error:
             raise UserError(
@@ -74,7 +78,9 @@ class Checkpoints:
         if self._manager is None or step == self.latest:
             return
         try:
-            self._manager.save(step, args=ocp.args.StandardSave(sealed(state)))
+            self._manager.save(
+                step, args=ocp.args.StandardSave({"state": packed(state)})
+            )
         except (OSError, ValueError) as error:  # Python's, and TensorStore's.
             raise UserError(
                 f"cannot write the checkpoint of step {step} into {self._folder}: "
@@ -105,10 +111,9 @@ class Checkpoints:
                 damaged.append((step, reason(error)))
                 continue
             for lost, why in damaged:
-                print(
+                say(
                     f"warning: the checkpoint of step {lost} is damaged ({why}); going "
-                    f"on from that of step {step}",
-                    file=sys.stderr,
+                    f"on from that of step {step}"
                 )
                 # The run will come by there again and save it anew.
                 self._manager.delete(lost)
@@ -122,11 +127,8 @@ class Checkpoints:
         return 0, like
 
     def _read(self, step: int, like: Tree) -> Tree:
-        args = ocp.args.StandardRestore(sealed(like))
-        found = self._manager.restore(step, args=args)
-        if not np.array_equal(found["sha256"], seal(found["state"])):
-            raise ValueError("its content is not what was saved")
-        return found["state"]
+        args = ocp.args.StandardRestore({"state": packed(like)})
+        return unpacked(self._manager.restore(step, args=args)["state"], like)
 
 
 def host(tree: Tree) -> Tree:
@@ -134,15 +136,36 @@ def host(tree: Tree) -> Tree:
     return jax.tree.map(np.asarray, jax.device_get(tree))
 
 
-def sealed(state: Tree) -> Tree:
-    """Returns a state as it is saved: host arrays, and their hash."""
+def packed(state: Tree) -> np.ndarray:
+    """Returns a state as bytes: its hash, then its arrays."""
     state = host(state)
-    return {"state": state, "sha256": seal(state)}
+    raw = [np.ascontiguousarray(x).reshape(-1) for x in jax.tree.leaves(state)]
+    seal = np.frombuffer(bytes.fromhex(fingerprint(state)), np.uint8)
+    return np.concatenate([seal, *(x.view(np.uint8) for x in raw)])
 
 
-def seal(tree: Tree) -> np.ndarray:
-    """Returns the SHA-256 of a tree of arrays as bytes [32]."""
-    return np.frombuffer(bytes.fromhex(fingerprint(tree)), np.uint8)
+def unpacked(content: np.ndarray, like: Tree) -> Tree:
+    """Returns the state of some bytes.
+
+    Args:
+        content: what `packed` made.
+        like: gives shapes and types.
+
+    Raises:
+        ValueError: the bytes are not what was saved, or of a state unlike this one.
+    """
+    leaves, tree = jax.tree.flatten(like)
+    ends = SEAL + np.cumsum([leaf.nbytes for leaf in leaves])
+    if content.nbytes == ends[-1]:
+        parts = np.split(content, [SEAL, *ends])[1:-1]
+        found = [
+            part.view(leaf.dtype).reshape(leaf.shape)
+            for part, leaf in zip(parts, leaves, strict=True)
+        ]
+        state = jax.tree.unflatten(tree, found)
+        if fingerprint(state) == content[:SEAL].tobytes().hex():
+            return state
+    raise ValueError("its content is not what a run of this config saved")
 
 
 def fingerprint(tree: Tree) -> str:

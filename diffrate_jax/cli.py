@@ -56,7 +56,7 @@ def run_with_config(
     if "--version" in argv:
         print(f"diffrate_jax {__version__}")
         return 0
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)  # What goes wrong is said in one sentence.
 
     def parsed() -> None:
         values = parse_flags(argv, define)

@@ -12,6 +12,8 @@ from etils import epath
 from diffrate_jax.distributed import is_first
 from diffrate_jax.errors import UserError
 
+# How TensorStore, which writes checkpoints, tells what the system said.
+OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 Json = dict | list | str | int | float | bool | None
 
 
@@ -95,9 +97,10 @@ def reason(error: Exception) -> str:
     """Returns in few words why something could not be read or written."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    # TensorStore: what, where: "path": ...: why [code].
-    first = str(error).strip().split("\n")[0]
-    return re.sub(r" \[.*", "", first.rsplit(": ", 1)[-1]) or type(error).__name__
+    code = OS_ERROR.search(str(error))
+    if code:
+        return os.strerror(int(code[1]))
+    return str(error).strip().split("\n")[0][:300] or type(error).__name__
 
 
 def write_json(path: str | os.PathLike, record: Json) -> None:

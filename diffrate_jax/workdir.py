@@ -7,7 +7,7 @@ from etils import epath
 from diffrate_jax import parallel
 from diffrate_jax.distributed import is_first
 from diffrate_jax.errors import UserError
-from diffrate_jax.files import Json, read_json, reason, write_json
+from diffrate_jax.files import Json, read_json, reason, write_json, writing
 
 # Where and how often, not what: these may change between a run and its resumption.
 FREE = {
@@ -40,7 +40,9 @@ def claim(workdir: epath.Path, run: dict[str, Json], name: str = "config.json") 
     # As it will be read back: tuples are lists there.
     record = json.loads(json.dumps(run, sort_keys=True))
     path = workdir / name
-    if not path.exists():
+    with writing(path):  # A bucket that is not there fails here.
+        is_new = not path.exists()
+    if is_new:
         write_json(path, record)
         return
     known = read_json(path)
