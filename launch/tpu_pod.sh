@@ -12,11 +12,11 @@ Usage:    launch/tpu_pod.sh --name=NAME --zone=ZONE [--project=PROJECT] -- COMMA
           --project  gcloud's own default without
 Example:  launch/tpu_pod.sh --name=my-v4-32 --zone=us-central2-b -- \
             python -m diffrate_jax.search --config=configs/deit_small.py \
-            --config.target=2.9 --config.weights=gs://BUCKET/deit_small.safetensors \
+            --config.target=2.9 --config.weights=deit_small.safetensors \
             --config.data_dir=gs://BUCKET/data --workdir=gs://BUCKET/runs/deit_small
-Needs gcloud, logged in, and Python 3.11 on the hosts. All of them have to reach the
-work directory, the weights and the data. Status 75: all is saved, and the same command
-goes on.
+Needs gcloud, logged in, and Python 3.11 on the hosts. What lies in the checkout, such as
+the file of weights, is copied along, but for data/, runs/ and results/. Status 75: all is
+saved, and the same command goes on.
 TEXT
 }
 
