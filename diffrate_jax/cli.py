@@ -17,7 +17,7 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from diffrate_jax.distributed import joined
+from diffrate_jax.distributed import coordinator, joined
 from diffrate_jax.errors import UserError, did_you_mean
 from diffrate_jax.exits import report_errors
 from diffrate_jax.files import Json
@@ -231,6 +231,20 @@ class Parser(argparse.ArgumentParser):
         )
         version = f"diffrate_jax {__version__}"
         self.add_argument("--version", action="version", version=version)
+
+    def parse_args(
+        self,
+        args: Sequence[str] | None = None,
+        namespace: argparse.Namespace | None = None,
+    ) -> argparse.Namespace:
+        """Returns the flags.
+
+        Raises:
+            UserError: some that are wrong, or a launcher of many processes.
+        """
+        if coordinator() is not None:
+            raise UserError(f"{self.prog} is one process; run it without a launcher")
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Refuses what was given, in the form of all other bad input."""

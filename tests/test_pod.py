@@ -31,9 +31,11 @@ from test_search import (
     small,
     steps_on,
 )
+from test_weights import random_params
 
-from diffrate_jax import parallel
+from diffrate_jax import parallel, report
 from diffrate_jax.budget import parse_budget
+from diffrate_jax.cli import load_recipe
 from diffrate_jax.data import open_dataset
 from diffrate_jax.descent import initial_state, search_step
 from diffrate_jax.distributed import (
@@ -46,7 +48,10 @@ from diffrate_jax.distributed import (
 from diffrate_jax.errors import UserError
 from diffrate_jax.evaluation import Evaluator
 from diffrate_jax.exits import report_errors
+from diffrate_jax.files import read_json
 from diffrate_jax.learning import learn_schedule
+from diffrate_jax.recipes import model_of
+from diffrate_jax.weights import save_weights
 
 ROOT = Path(__file__).parent.parent
 CHILD = "import sys, conftest, test_pod; sys.exit(test_pod.child(*sys.argv[1:]))"
@@ -313,6 +318,65 @@ def test_a_process_by_itself_ends_within_two_minutes_of_another(
     assert_same_bits(pod.finish(), unbroken)
 
 
+RECIPE = """
+from configs import quickstart
+
+def get_config():
+    config = quickstart.get_config()
+    config.model_fields.update(depth=2, width=12)
+    config.dataset, config.drop_path = "arrays:{data}", 0.2
+    config.target, config.refine_images, config.compare_images = "90%", 0, 8
+    config.steps, config.batch_size, config.eval_batch_size = 20, 8, 8
+    config.cpu_devices = 1
+    return config
+"""
+
+
+@pytest.mark.slow
+def test_programs_on_two_processes(tmp_path, cache):
+    """As a user meets them: files and tables of one process, its figures too."""
+    rng = np.random.default_rng(0)
+    data = {"num_classes": 10}
+    for split, count in {"train": 64, "test": NUM_IMAGES}.items():
+        data[f"{split}_image"] = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
+        data[f"{split}_label"] = rng.integers(0, 10, count)
+    np.savez(tmp_path / "data.npz", **data)
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(RECIPE.format(data=tmp_path / "data.npz"))
+    model = model_of(load_recipe(recipe))
+    save_weights(model, random_params(model), tmp_path / "w.safetensors")
+    common = [f"--config={recipe}", f"--config.weights={tmp_path / 'w.safetensors'}"]
+    pod = ["bash", "launch/local_pod.sh", "--processes=2", "--devices=2", "--"]
+    for program, left in {
+        "search": "schedule.json",
+        "evaluate": "evaluation.json",
+    }.items():
+        found = {}
+        for name, launcher in {"one": [], "pod": pod}.items():
+            words = [sys.executable, "-m", f"diffrate_jax.{program}", *common]
+            workdir = tmp_path / name / program
+            done = subprocess.run(
+                [*launcher, *words, f"--workdir={workdir}"], cwd=ROOT,
+                env=environment(cache), capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            assert done.stderr.count("preprocessing (recipe): ") == 1
+            found[name] = read_json(workdir / left), done.stdout.replace("pod", "one")
+        check_alike(program, *found["one"], *found["pod"])
+
+
+def check_alike(program: str, one: dict, one_said: str, pod: dict, pod_said: str):
+    if program == "search":
+        assert pod == one
+        assert pod_said.split("images/s")[0] == one_said.split("images/s")[0]
+        return
+    (row,), (own,) = one["rows"], pod["rows"]
+    assert own["count"] == NUM_IMAGES
+    for name in ("count", "top1", "top5", "correct", "macs"):
+        assert own[name] == row[name]
+    assert own["loss"] == pytest.approx(row["loss"], rel=1e-6)
+
+
 @pytest.mark.slow
 def test_the_default_search_on_two_processes(tmp_path, cache):
     found = Pod(tmp_path, cache, "projected").finish()
@@ -348,6 +412,13 @@ def test_half_of_what_a_launcher_sets(monkeypatch, given: dict):
     set_only(monkeypatch, given)
     with pytest.raises(UserError, match="expected DIFFRATE_COORDINATOR=HOST:PORT"):
         coordinator()
+
+
+def test_programs_of_one_process_refuse_to_be_many(monkeypatch, capsys, tmp_path):
+    set_only(monkeypatch, {COORDINATOR: "auto"})
+    assert report.main(["report", f"--results={tmp_path}", "--out=r.html"]) == 2
+    sentence = "report is one process; run it without a launcher\n"
+    assert capsys.readouterr().err.endswith(sentence)
 
 
 def set_only(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> None:
