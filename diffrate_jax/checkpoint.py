@@ -18,16 +18,16 @@ from diffrate_jax.progress import say
 Tree = Any
 # How Orbax names what it has not finished.
 UNFINISHED = "*.orbax-checkpoint-tmp*"
-SEAL = 32
+SEAL, PIECE = 32, 2**28  # bytes
 
 
 class Checkpoints:
     """The checkpoints of one run, in one folder; the latest few are kept.
 
     Orbax writes into a temporary folder and renames it, so a process killed at any
-    moment leaves only whole checkpoints behind. Each is one array of bytes, the hash of
-    the state before the state itself, so that one damaged later is known. The first of
-    many processes reads and writes for all of them.
+    moment leaves only whole checkpoints behind. Each holds bytes, the hash of the state
+    before the state itself, so that one damaged later is known. The first of many
+    processes reads and writes for all of them.
     """
 
     def __init__(self, folder: str | os.PathLike, *, keep: int = 2) -> None:
@@ -78,9 +78,7 @@ class Checkpoints:
         if self._manager is None or step == self.latest:
             return
         try:
-            self._manager.save(
-                step, args=ocp.args.StandardSave({"state": packed(state)})
-            )
+            self._manager.save(step, args=ocp.args.StandardSave(pieces(state)))
         except (OSError, ValueError) as error:  # Python's, and TensorStore's.
             raise UserError(
                 f"cannot write the checkpoint of step {step} into {self._folder}: "
@@ -127,13 +125,21 @@ class Checkpoints:
         return 0, like
 
     def _read(self, step: int, like: Tree) -> Tree:
-        args = ocp.args.StandardRestore({"state": packed(like)})
-        return unpacked(self._manager.restore(step, args=args)["state"], like)
+        args = ocp.args.StandardRestore(pieces(like))
+        found = self._manager.restore(step, args=args)["state"]
+        return unpacked(np.concatenate(found), like)
 
 
 def host(tree: Tree) -> Tree:
     """Returns a tree of arrays of the host."""
     return jax.tree.map(np.asarray, jax.device_get(tree))
+
+
+def pieces(state: Tree) -> dict[str, list[np.ndarray]]:
+    """Returns a state as Orbax gets it: in pieces that it can write side by side."""
+    content = packed(state)
+    starts = range(0, content.size, PIECE)
+    return {"state": [content[start : start + PIECE] for start in starts]}
 
 
 def packed(state: Tree) -> np.ndarray:

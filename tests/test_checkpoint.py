@@ -13,6 +13,7 @@ import pytest
 from absl import logging
 
 import diffrate_jax as dr
+from diffrate_jax import checkpoint
 from diffrate_jax.checkpoint import Checkpoints, fingerprint
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +52,15 @@ def restored(folder: Path) -> tuple[int, dict]:
 
 def test_the_latest_comes_back_to_the_last_bit(whole):
     step, state = restored(whole)
+    assert step == 5
+    assert_same(state, state_after(5))
+
+
+def test_a_large_state_is_saved_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "PIECE", 1000)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(5, state_after(5))
+        step, state = checkpoints.restore(state_after(0))
     assert step == 5
     assert_same(state, state_after(5))
 
