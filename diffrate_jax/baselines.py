@@ -2,9 +2,9 @@
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from diffrate_jax.budget import first_stage_only, fit_to_budget, parse_budget, uniform
 from diffrate_jax.compress import Gathered, Masked
@@ -46,7 +46,7 @@ def parse_compression(text: str, model: HasCost, name: str) -> Compression | Non
     elif kind == "uniform":
         macs = parse_budget(value, model).macs
         compression = Gathered(fit_to_budget(uniform(model), model, macs))
-    elif Path(text).exists():
+    elif epath.Path(text).exists():
         compression = Gathered(Schedule.load(text))
     else:
         raise UserError(

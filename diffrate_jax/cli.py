@@ -14,15 +14,17 @@ from typing import NoReturn
 
 import jax
 from absl import flags, logging
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 
+from diffrate_jax.distributed import coordinator, joined
 from diffrate_jax.errors import UserError, did_you_mean
+from diffrate_jax.exits import report_errors
 from diffrate_jax.files import Json
 from diffrate_jax.recipes import check_ranges
 from diffrate_jax.version import __version__
 from diffrate_jax.workdir import flat
 
-BAD_INPUT = 2
 BASE = Path(__file__).resolve().parent.parent / "configs" / "base.py"
 OVERRIDE = re.compile(r"--?(?:no)?(config\.[^=]+)")
 WRONG_VALUE = re.compile(r"flag --config\.([\w.]+)=(.*?): ")
@@ -30,7 +32,7 @@ KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def run_with_config(
-    main: Callable[[ConfigDict, Path, flags.FlagValues], None],
+    main: Callable[[ConfigDict, epath.Path, flags.FlagValues], None],
     *,
     about: str,
     define: Callable[[flags.FlagValues], None] = lambda values: None,
@@ -47,7 +49,7 @@ def run_with_config(
         needs_workdir: whether to refuse to run without `--workdir`.
 
     Returns:
-        Exit status: 0, or 2 after one sentence about bad input.
+        Exit status: 0, or another after one sentence: see `report_errors`.
     """
     argv = sys.argv if argv is None else argv
     if {"--help", "-h"} & set(argv):
@@ -56,7 +58,7 @@ def run_with_config(
     if "--version" in argv:
         print(f"diffrate_jax {__version__}")
         return 0
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)  # What goes wrong is said in one sentence.
 
     def parsed() -> None:
         values = parse_flags(argv, define)
@@ -65,7 +67,8 @@ def run_with_config(
         config = values.config
         check_ranges(config)
         use_devices(config)
-        main(config, Path(values.workdir or ""), values)
+        with joined():
+            main(config, epath.Path(values.workdir or ""), values)
 
     return report_errors(parsed)
 
@@ -215,7 +218,8 @@ def use_devices(config: ConfigDict) -> None:
     if config.cpu_devices:
         # On few cores the collectives of virtual devices deadlock in a small pool.
         os.environ.setdefault("NPROC", "16")
-        jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+        if "JAX_NUM_CPU_DEVICES" not in os.environ:  # A launcher's word counts more.
+            jax.config.update("jax_num_cpu_devices", config.cpu_devices)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -235,25 +239,23 @@ class Parser(argparse.ArgumentParser):
         version = f"diffrate_jax {__version__}"
         self.add_argument("--version", action="version", version=version)
 
+    def parse_args(
+        self,
+        args: Sequence[str] | None = None,
+        namespace: argparse.Namespace | None = None,
+    ) -> argparse.Namespace:
+        """Returns the flags.
+
+        Raises:
+            UserError: some that are wrong, or a launcher of many processes.
+        """
+        if coordinator() is not None:
+            raise UserError(f"{self.prog} is one process; run it without a launcher")
+        return super().parse_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Refuses what was given, in the form of all other bad input."""
         raise UserError(f"{message}; see --help")
-
-
-def report_errors(main: Callable[[], None]) -> int:
-    """Runs a program; bad input ends in one sentence and status 2."""
-    try:
-        main()
-    except UserError as error:
-        sentence = str(error)
-    except KeyboardInterrupt:
-        print("stopped; run the same command to go on", file=sys.stderr)
-        return 130
-    else:
-        return 0
-    # Only now: a progress bar ends its line when the traceback lets go of it.
-    print(f"error: {sentence}", file=sys.stderr)
-    return BAD_INPUT
 
 
 def environment() -> dict[str, Json]:

@@ -1,4 +1,4 @@
-"""The one error that a user can cause, and the nearest-name hint that goes with it."""
+"""The one error that a user can cause, and how a run ends that is asked to stop."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,6 +10,19 @@ class UserError(ValueError):
     Programs print the sentence and leave with exit status 2; in Python it is an
     ordinary ``ValueError``.
     """
+
+
+class StoppedError(SystemExit):
+    """SIGTERM asked the run to stop: what is done is saved, a rerun goes on.
+
+    Where nothing catches it, the program leaves with a status of its own, that of a
+    failure which passes (EX_TEMPFAIL of sysexits.h).
+    """
+
+    STATUS = 75
+
+    def __init__(self) -> None:
+        super().__init__(self.STATUS)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

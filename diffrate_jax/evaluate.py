@@ -20,9 +20,9 @@ Examples:
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict
 
 from diffrate_jax import cli
@@ -47,7 +47,7 @@ def define(values: flags.FlagValues) -> None:
 
 
 def evaluate(
-    config: ConfigDict, workdir: Path, values: flags.FlagValues, command: str
+    config: ConfigDict, workdir: epath.Path, values: flags.FlagValues, command: str
 ) -> None:
     """Evaluates and prints a table."""
     make_folder(workdir)

@@ -15,7 +15,8 @@ from diffrate_jax.baselines import schedule_of
 from diffrate_jax.cost import cost_macs
 from diffrate_jax.data import Batch, Dataset
 from diffrate_jax.data.augment import Colour, normalise
-from diffrate_jax.errors import UserError
+from diffrate_jax.distributed import stop_signal
+from diffrate_jax.errors import StoppedError, UserError
 from diffrate_jax.files import Json
 from diffrate_jax.models import Params, forward
 from diffrate_jax.models.vit import Compression, ViT
@@ -88,13 +89,15 @@ class Evaluator:
 
         Raises:
             UserError: the split is empty, or not every example was counted once.
+            StoppedError: SIGTERM asked for it; what is counted is kept.
         """
         tally, size = Tally.load(path), self._dataset.size(self._split)
         step = parallel.pmap_step(
             eval_step(self._model, compression, *self._colours), donate_state=False
         )
         clock, start = Clock(), min(size, tally.batches * self._batch_size)
-        with track(size, name, start=start, unit="image") as bar:
+        bar = track(size, name, start=start, unit="image")
+        with bar, stop_signal() as asked:
             for batch in self._batches(tally.batches):
                 sums, verdict = step((), self._params, parallel.shard(batch))
                 tally.add(np.asarray(sums), np.asarray(verdict))
@@ -103,6 +106,9 @@ class Evaluator:
                 if tally.batches % save_every == 0 or tally.sums[0] == size:
                     tally.save(path)
                 bar.update(min(self._batch_size, size - bar.n))
+                if asked():
+                    tally.save(path)
+                    raise StoppedError
         return self._score(tally, size)
 
     def _batches(self, start: int) -> Iterator[Batch]:

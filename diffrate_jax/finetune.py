@@ -15,9 +15,9 @@ Examples:
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict
 
 from diffrate_jax import cli
@@ -29,7 +29,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("schedule", "none", "What is in place.", flag_values=values)
 
 
-def finetune(config: ConfigDict, workdir: Path, values: flags.FlagValues) -> None:
+def finetune(config: ConfigDict, workdir: epath.Path, values: flags.FlagValues) -> None:
     """Trains and says where the weights are."""
     run_training(config, workdir, values.schedule)
     print(f"trained {config.steps} steps: {workdir / WEIGHTS}")

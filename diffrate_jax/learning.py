@@ -1,7 +1,6 @@
 """Learning schedules: gradient descent on the rates, and on nothing else."""
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from diffrate_jax.batches import Batches, checked, skip
 from diffrate_jax.budget import Budget, fit_to_budget, parse_budget
+from diffrate_jax.checkpoint import fingerprint
 from diffrate_jax.cost import cost_macs
 from diffrate_jax.descent import (
     Learned,
@@ -124,7 +125,7 @@ def learn_schedules(
     wanted = [parse_budget(target, model) for target in targets]
     budgets = sorted(wanted, key=lambda budget: -budget.macs)
     candidate_counts(model.geometry.num_patches, recipe.granularity)
-    folder = None if workdir is None else Path(workdir)
+    folder = None if workdir is None else epath.Path(workdir)
     if folder is not None:
         claim(folder, identity(model, params, budgets, recipe), "search.json")
     held_out, stream = set_aside(model, recipe, batches)
@@ -195,15 +196,6 @@ def identity(
         "model": architecture(model) | {"dtype": jnp.dtype(model.dtype).name},
         "params_sha256": fingerprint(params),
     }
-
-
-def fingerprint(params: Params) -> str:
-    """Returns the SHA-256 of the weights, in the order of their names."""
-    found = hashlib.sha256()
-    for path, array in jax.tree.leaves_with_path(jax.device_get(params)):
-        found.update(jax.tree_util.keystr(path).encode())
-        found.update(np.ascontiguousarray(array))
-    return found.hexdigest()
 
 
 def row(rows: Learned, index: int) -> Learned:

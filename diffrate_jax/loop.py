@@ -1,19 +1,22 @@
 """The loop that search and training share: steps, metrics, checkpoints, resuming."""
 
+import contextlib
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Self
 
 import jax
 import numpy as np
+from etils import epath
 
 from diffrate_jax import parallel
 from diffrate_jax.checkpoint import Checkpoints
-from diffrate_jax.errors import UserError
+from diffrate_jax.distributed import stop_signal
+from diffrate_jax.errors import StoppedError, UserError
 from diffrate_jax.files import Json
+from diffrate_jax.input_wait import InputWait
 from diffrate_jax.metrics import MetricsLog
 from diffrate_jax.progress import track
 
@@ -36,7 +39,7 @@ class Loop:
 
     what: str
     steps: int
-    workdir: Path | None = None
+    workdir: epath.Path | None = None
     checkpoint_every: int = 100
     log_every: int = 10
     describe: Callable[[Values], str] = lambda values: f"loss {values['loss']:.3f}"
@@ -64,7 +67,9 @@ class Loop:
             batches: returns this host's batches from a given step onward.
 
         Raises:
-            UserError: a loss that is not finite, or batches that run out.
+            UserError: a loss that is not finite, batches that run out, or a work
+                directory that cannot be written to.
+            StoppedError: SIGTERM asked for it; the state is saved.
         """
         if self.workdir is None:
             return self._run(step, state, constants, batches, None)
@@ -80,15 +85,18 @@ class Loop:
         checkpoints: Checkpoints | None,
     ) -> State:
         start = 0
-        if checkpoints is not None and checkpoints.latest is not None:
-            start, state = checkpoints.latest, checkpoints.restore(state)
+        if checkpoints is not None:
+            start, state = checkpoints.restore(state)
         if start >= self.steps:
             return jax.device_get(state)
         state, constants = parallel.replicate(state), parallel.replicate(constants)
         step = parallel.pmap_step(step)
-        with Reporter(self, start) as report:
+        # With nowhere to save, SIGTERM is nothing to wait with.
+        alone = contextlib.nullcontext(lambda: False)
+        stops = alone if checkpoints is None else stop_signal()
+        with Reporter(self, start) as report, stops as asked:
             return self._steps(
-                step, state, constants, batches(start), checkpoints, report
+                step, state, constants, batches(start), checkpoints, report, asked
             )
 
     def _steps(
@@ -99,21 +107,24 @@ class Loop:
         stream: Iterator[dict[str, np.ndarray]],
         checkpoints: Checkpoints | None,
         report: "Reporter",
+        asked: Callable[[], bool],
     ) -> State:
         values = None
-        start = report.start
-        for index in range(start, self.steps):
-            batch = self._next(stream, index)
+        for index in range(report.start, self.steps):
+            batch = self._next(stream, index, report.input)
             new_state, new_values = step(state, constants, parallel.shard(batch))
+            report.input.working(new_values)
             # Only now does the host wait for the step before: the devices have work.
             report.finished(index, values, len(batch["image"]))
             state, values = new_state, new_values
-            done = index + 1
-            if checkpoints is not None and self._saves(done):
+            done, stop = index + 1, asked()
+            if checkpoints is not None and (stop or self._saves(done)):
                 # In this order: a kill in between loses neither line nor state.
                 report.finished(done, values, len(batch["image"]))
                 values = None
                 checkpoints.save(done, finite(jax.device_get(state), done))
+            if stop:
+                raise StoppedError
         report.finished(self.steps, values, len(batch["image"]))
         return jax.device_get(state)
 
@@ -121,10 +132,10 @@ class Loop:
         return done % self.checkpoint_every == 0 or done == self.steps
 
     def _next(
-        self, stream: Iterator[dict[str, np.ndarray]], index: int
+        self, stream: Iterator[dict[str, np.ndarray]], index: int, wait: InputWait
     ) -> dict[str, np.ndarray]:
         try:
-            return next(stream)
+            return wait.draw(stream)
         except StopIteration as error:
             raise UserError(
                 f"the batches ended after {index} of {self.steps} steps; give an "
@@ -139,7 +150,7 @@ class Reporter:
         self._loop, self._log, self.start = loop, None, start
         if loop.workdir is not None:
             self._log = MetricsLog(loop.workdir / "metrics.jsonl", start)
-        self._bar = track(loop.steps, loop.what, start=start)
+        self._bar, self.input = track(loop.steps, loop.what, start=start), InputWait()
         self._last = (time.perf_counter(), start)
 
     def __enter__(self) -> Self:
@@ -147,6 +158,7 @@ class Reporter:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
+        self.input.close()
 
     def finished(self, done: int, values: Values | None, batch_size: int) -> None:
         """Takes the values of step number `done`, counted from 1; None: no step yet."""
@@ -159,12 +171,14 @@ class Reporter:
             return
         now, (then, before) = time.perf_counter(), self._last
         self._last = (now, done)
+        wait = self.input.share()
         rate = batch_size * jax.process_count() * (done - before) / (now - then)
         self._bar.set_postfix_str(
             f"{rate:.0f} images/s, {self._loop.describe(values)}", refresh=False
         )
         if self._log is not None:
-            record = {"step": done, **values, "images_per_second": round(rate, 1)}
+            times = {"images_per_second": round(rate, 1), "input_wait": round(wait, 3)}
+            record = {"step": done, **values, **times}
             self._log.write({name: plain(value) for name, value in record.items()})
 
 

@@ -15,6 +15,7 @@ from diffrate_jax.data import Batch, Dataset, open_dataset, steps_per_epoch
 from diffrate_jax.data.augment import Augment
 from diffrate_jax.data.mix import check_pairs
 from diffrate_jax.data.rand_augment import MOST, RandAugment
+from diffrate_jax.distributed import first_process_first
 from diffrate_jax.errors import UserError, did_you_mean
 from diffrate_jax.evaluation import Evaluator
 from diffrate_jax.files import digest
@@ -150,16 +151,18 @@ def dataset_of(config: ConfigDict, model: ViT) -> Dataset:
     """
     preprocess = preprocess_of(config, model)
     try:
-        dataset = open_dataset(
-            config.dataset,
-            image_size=model.image_size,
-            data_dir=config.data_dir or None,
-            crop=config.crop,
-            resize=preprocess.resize,
-            interpolation=preprocess.interpolation,
-            rand_augment=rand_augment_of(config, preprocess),
-            repeats=config.repeats,
-        )
+        # What is made on first use is made once, where processes share a disk.
+        with first_process_first(config.dataset):
+            dataset = open_dataset(
+                config.dataset,
+                image_size=model.image_size,
+                data_dir=config.data_dir or None,
+                crop=config.crop,
+                resize=preprocess.resize,
+                interpolation=preprocess.interpolation,
+                rand_augment=rand_augment_of(config, preprocess),
+                repeats=config.repeats,
+            )
     except OSError as error:
         raise UserError(
             f"cannot open the dataset {config.dataset!r}: {error}; "

@@ -12,6 +12,7 @@ from diffrate_jax.batches import prepare
 from diffrate_jax.budget import CLOSE, one_more
 from diffrate_jax.compress import Masked, counts_of
 from diffrate_jax.cost import HasCost, cost_macs
+from diffrate_jax.distributed import stop_if_asked
 from diffrate_jax.files import Json
 from diffrate_jax.models import Params, forward
 from diffrate_jax.models.vit import ViT
@@ -78,6 +79,7 @@ def held_out_loss(
     step = parallel.pmap_step(run, donate_state=False)
 
     def loss(schedule: Schedule) -> np.ndarray:
+        stop_if_asked()
         kept = parallel.replicate(counts_of(schedule))
         return np.concatenate(
             [np.asarray(step(kept, params, shard), np.float64) for shard in shards]

@@ -1,11 +1,10 @@
 """The runs that programs are made of: each fills one folder and can be repeated."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from diffrate_jax import cli, recipes
@@ -18,6 +17,7 @@ from diffrate_jax.files import Json
 from diffrate_jax.inference import compile_inference
 from diffrate_jax.models import Params, architecture
 from diffrate_jax.models.vit import Compression, ViT
+from diffrate_jax.progress import say
 from diffrate_jax.published import published_figures
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.timing import Timed, time_in_turn
@@ -29,7 +29,9 @@ WEIGHTS, TALLIES = "weights.safetensors", "evaluation"
 Cases = dict[str, Compression | None]
 
 
-def run_training(config: ConfigDict, workdir: Path, schedule: str = "none") -> Params:
+def run_training(
+    config: ConfigDict, workdir: epath.Path, schedule: str = "none"
+) -> Params:
     """Trains weights into `workdir`, going on where an earlier run stopped.
 
     Args:
@@ -46,7 +48,7 @@ def run_training(config: ConfigDict, workdir: Path, schedule: str = "none") -> P
     run = {"program": "finetune", "schedule": schedule}
     run |= {"weights_sha256": recipes.weights_digest(config)}
     claim(workdir, config.to_dict() | run)
-    print(recipes.preprocess_of(config, model), file=sys.stderr)
+    say(recipes.preprocess_of(config, model))
     params = train(
         model,
         params,
@@ -75,7 +77,7 @@ def with_baselines(model: ViT, schedule: Schedule, seed: int) -> Cases:
 
 def run_evaluation(
     config: ConfigDict,
-    workdir: Path,
+    workdir: epath.Path,
     cases: Cases,
     command: str,
     target: str | None = None,
@@ -112,14 +114,14 @@ def run_evaluation(
 
 
 def evaluated(
-    config: ConfigDict, folder: Path, model: ViT, cases: Cases
+    config: ConfigDict, folder: epath.Path, model: ViT, cases: Cases
 ) -> list[dict[str, Json]]:
     """Returns a row for each case, counted into the files of a folder."""
     params = recipes.params_of(config, model)
     dataset = recipes.dataset_of(config, model)
     evaluator = recipes.evaluator_of(config, model, params, dataset)
     claim(folder, counted(config, model, cases, dataset.size(config.eval_split)))
-    print(recipes.preprocess_of(config, model), file=sys.stderr)
+    say(recipes.preprocess_of(config, model))
     rows = []
     for number, (name, compression) in enumerate(cases.items()):
         tally = {"path": folder / f"{number}.json", "save_every": config.log_every}

@@ -4,13 +4,13 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from diffrate_jax.errors import UserError
-from diffrate_jax.files import write_json
+from diffrate_jax.files import Json, reason, write_json
 from diffrate_jax.rates import Kept, refuse_pruning
 from diffrate_jax.rules import rule_of
 from diffrate_jax.shapes import Geometry
@@ -211,7 +211,16 @@ class Schedule:
         Raises:
             UserError: no such file, not JSON, not a schedule, or a newer format.
         """
-        record = _read_record(Path(path))
+        return cls.from_record(_read(epath.Path(path)), path)
+
+    @classmethod
+    def from_record(cls, record: Json, path: str | os.PathLike) -> "Schedule":
+        """Returns the schedule that a file holds, once it is read.
+
+        Raises:
+            UserError: not a schedule, or a newer format.
+        """
+        _check_record(record, path)
         prune = record.get("prune")
         provenance = record.get("provenance", {})
         if not isinstance(provenance, dict):
@@ -237,16 +246,19 @@ def _counts(values: Sequence[int], name: str) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def _read(path: epath.Path) -> Json:
     try:
-        record = json.loads(path.read_text())
+        return json.loads(path.read_text())
     except OSError as error:
         raise UserError(
-            f"cannot read the schedule {path}: {error.strerror}; give the path of a "
+            f"cannot read the schedule {path}: {reason(error)}; give the path of a "
             "file that Schedule.save wrote"
         ) from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); expected a schedule") from error
+
+
+def _check_record(record: Json, path: str | os.PathLike) -> None:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise UserError(
             f"{path} is not a schedule: expected a JSON object with format "
@@ -260,4 +272,3 @@ def _read_record(path: Path) -> dict[str, Any]:
         )
     if "merge" not in record:
         raise UserError(f"{path} has no 'merge' counts; expected one per block")
-    return record

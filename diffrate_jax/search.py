@@ -24,15 +24,15 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import jax
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict
 
 from diffrate_jax import cli
 from diffrate_jax.dry_run import dry_run
-from diffrate_jax.files import read_json, write_json
+from diffrate_jax.files import write_json
 from diffrate_jax.searching import (
     COMPARISON,
     compare,
@@ -46,6 +46,7 @@ from diffrate_jax.tables import (
     search_table,
     summary,
 )
+from diffrate_jax.workdir import has, read
 
 
 def define(values: flags.FlagValues) -> None:
@@ -62,7 +63,7 @@ def define(values: flags.FlagValues) -> None:
 
 
 def search(
-    config: ConfigDict, workdir: Path, values: flags.FlagValues, command: str
+    config: ConfigDict, workdir: epath.Path, values: flags.FlagValues, command: str
 ) -> None:
     """Runs the search, prints what it found and how that compares."""
     if values.dry_run:
@@ -72,10 +73,10 @@ def search(
             write_json(workdir / "dry_run.json", dataclasses.asdict(found))
         return
     schedules = run_search(config, workdir)
-    if not (workdir / COMPARISON).exists():
+    if not has(workdir, COMPARISON):
         records = [compare(config, schedule, command) for schedule in schedules]
         write_json(workdir / COMPARISON, {"comparisons": records})
-    records = read_json(workdir / COMPARISON)["comparisons"]
+    records = read(workdir, COMPARISON)["comparisons"]
     for schedule, record in zip(schedules, records, strict=True):
         target = schedule.provenance["target"]
         path = workdir / schedule_file(target, alone=len(schedules) == 1)

@@ -2,11 +2,11 @@
 
 import dataclasses
 import itertools
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from diffrate_jax import cli, recipes
@@ -24,16 +24,17 @@ from diffrate_jax.learning import SearchResult, learn_schedules
 from diffrate_jax.models import Params, forward
 from diffrate_jax.models.vit import ViT
 from diffrate_jax.objective import MATCH_DENSE
+from diffrate_jax.progress import say
 from diffrate_jax.rates import candidate_counts
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Array
 from diffrate_jax.version import __version__
-from diffrate_jax.workdir import claim
+from diffrate_jax.workdir import claim, has, read
 
 SCHEDULE, PARETO, COMPARISON = "schedule.json", "pareto.json", "comparison.json"
 
 
-def run_search(config: ConfigDict, workdir: Path) -> list[Schedule]:
+def run_search(config: ConfigDict, workdir: epath.Path) -> list[Schedule]:
     """Learns a schedule for each target into `workdir`, going on where it stopped.
 
     Raises:
@@ -51,10 +52,10 @@ def run_search(config: ConfigDict, workdir: Path) -> list[Schedule]:
     batches = recipes.batches_of(config, dataset)
     run = {"program": "search", "weights_sha256": recipes.weights_digest(config)}
     claim(workdir, config.to_dict() | run)
-    print(recipes.preprocess_of(config, model), file=sys.stderr)
+    say(recipes.preprocess_of(config, model))
     files = [schedule_file(target, alone=len(targets) == 1) for target in targets]
-    if all((workdir / file).exists() for file in files):
-        return [Schedule.load(workdir / file) for file in files]
+    if all(has(workdir, file) for file in files):
+        return [Schedule.from_record(read(workdir, file), file) for file in files]
     results = learn_schedules(
         model,
         params,
@@ -209,9 +210,8 @@ def warn_if_beaten(rows: list[dict[str, Json]]) -> None:
     for row in rows:
         better = row["top1"] > learned["top1"] and row["loss"] < learned["loss"]
         if row["name"].startswith("ToMe") and better:
-            print(
+            say(
                 f"warning: {row['name']} does better than the learned schedule at its "
                 f"cost, {row['top1']:.2f} against {learned['top1']:.2f} % right; "
-                "search longer, on more images, or use it instead",
-                file=sys.stderr,
+                "search longer, on more images, or use it instead"
             )

@@ -4,14 +4,15 @@ import dataclasses
 import os
 import re
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffrate_jax import names
+from diffrate_jax.distributed import is_first
 from diffrate_jax.errors import UserError
+from diffrate_jax.files import write_bytes
 from diffrate_jax.models import Model, Params, init_weights
 from diffrate_jax.positions import resized
 from diffrate_jax.sources import open_source
@@ -134,14 +135,13 @@ def prefix_positions(model: Model) -> int:
 
 def save_weights(model: Model, params: Params, path: str | os.PathLike) -> None:
     """Writes weights as safetensors under timm's names, whole or not at all."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    if not is_first():
+        return
     tensors = to_timm(model, params)
-    save_file({name: np.ascontiguousarray(t) for name, t in tensors.items()}, part)
-    os.replace(part, path)
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    write_bytes(path, save(tensors))
 
 
 def to_timm(model: Model, params: Params) -> dict[str, np.ndarray]:

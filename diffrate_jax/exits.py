@@ -1,0 +1,59 @@
+"""How programs end: one sentence, and an exit status that says what to do next."""
+
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+import jax
+
+from diffrate_jax.distributed import is_loss_of_another, leave, on_sigterm
+from diffrate_jax.errors import StoppedError, UserError
+
+BAD_INPUT, LOST, INTERRUPTED = 2, 69, 130
+
+
+def report_errors(main: Callable[[], None]) -> int:
+    """Runs a program to its end, whatever that is.
+
+    Returns:
+        Exit status: 0; 2 for bad input; 75 (`StoppedError.STATUS`) after SIGTERM, all
+        being saved; 69 where another process of the run was lost; 130 after Ctrl-C.
+    """
+
+    def stop(*_: object) -> NoReturn:
+        raise StoppedError
+
+    try:
+        # Where something has to be saved first, `stop_signal` takes its place.
+        with on_sigterm(stop):
+            main()
+    except UserError as error:
+        status, sentence = BAD_INPUT, f"error: {error}"
+    except (StoppedError, KeyboardInterrupt) as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        status = INTERRUPTED if interrupted else StoppedError.STATUS
+        sentence = "stopped; run the same command to go on"
+    except Exception as error:
+        status, sentence = failure(error)
+    else:
+        return 0
+    # Only now: a progress bar ends its line when the traceback lets go of it.
+    print(sentence, file=sys.stderr)
+    return leave(status)
+
+
+def failure(error: Exception) -> tuple[int, str]:
+    """Returns status and text of an error that is nobody's input.
+
+    Alone it goes on as it is; one of many processes has to leave by itself.
+    """
+    if is_loss_of_another(error):
+        what = str(error).split("\n")[0][:200]
+        return LOST, (
+            f"error: another process of this run has gone ({what}); run the same "
+            "command to go on"
+        )
+    if not jax.distributed.is_initialized():
+        raise error
+    return 1, "".join(traceback.format_exception(error)).rstrip()
