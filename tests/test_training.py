@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_search import cache  # noqa: F401
 from test_weights import random_params
 
 import diffrate_jax as dr
@@ -17,6 +16,7 @@ from diffrate_jax.data.augment import Augment
 from diffrate_jax.metrics import read_metrics
 from diffrate_jax.training import TrainRecipe, TrainState, train, train_step
 
+pytestmark = pytest.mark.usefixtures("cache")
 BATCH, STEPS, CLASSES = 16, 30, 4
 AUGMENT = Augment(mean=(0.5,) * 3, std=(0.25,) * 3, shift=1, label_smoothing=0.1)
 RECIPE = TrainRecipe(
