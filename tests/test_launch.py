@@ -225,6 +225,15 @@ def test_a_slurm_job_searches_on_all_nodes(machine, cluster):
     assert shown["JAX_LOCAL_DEVICE_IDS"] == "0,1,2,3,4,5,6,7"
 
 
+def test_a_slurm_job_of_a_recipe_with_a_choice(machine, cluster):
+    job(machine, cluster, "configs/mae_huge.py:tuned")
+    ((call, _),) = machine.records
+    assert call[-2:] == [
+        "--config=configs/mae_huge.py:tuned",
+        "--workdir=runs/mae_huge_tuned",
+    ]
+
+
 def test_a_slurm_job_has_the_work_directory_that_it_is_given(machine, cluster):
     job(machine, cluster, "configs/mae_huge.py", "--workdir=gs://b/run")
     ((call, shown),) = machine.records
