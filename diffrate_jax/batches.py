@@ -10,7 +10,7 @@ import optax
 from diffrate_jax import parallel
 from diffrate_jax.data.augment import Augment, augment
 from diffrate_jax.errors import UserError
-from diffrate_jax.models.vit import ViT
+from diffrate_jax.models import Model
 from diffrate_jax.shapes import Array
 
 # From a step to this host's batches from that step onward.
@@ -38,7 +38,7 @@ def prepare(
 
 
 def checked(
-    model: ViT, batches: Iterator[dict[str, np.ndarray]], *, labels: bool = True
+    model: Model, batches: Iterator[dict[str, np.ndarray]], *, labels: bool = True
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields the batches, refusing any that does not fit the model.
 

@@ -14,8 +14,7 @@ from diffrate_jax.budget import Budget, fit_to_budget, uniform
 from diffrate_jax.compress import Masked
 from diffrate_jax.cost import cost_macs
 from diffrate_jax.loop import Values
-from diffrate_jax.models import Params, forward
-from diffrate_jax.models.vit import ViT
+from diffrate_jax.models import Model, Params, forward
 from diffrate_jax.objective import distance, wanted_outputs
 from diffrate_jax.penalised import Penalised
 from diffrate_jax.projected import Projected
@@ -106,13 +105,15 @@ def moment(step: Array, recipe: Recipe, macs_T: np.ndarray) -> Moment:
     return Moment(index, share, local == 0, target, budget)
 
 
-def method_of(model: ViT, recipe: Recipe) -> Method:
+def method_of(model: Model, recipe: Recipe) -> Method:
     """Returns the recipe's way of learning rates."""
     methods = {"projected": Projected, "penalised": Penalised}
     return methods[recipe.method](model, recipe)
 
 
-def start_of(model: ViT, recipe: Recipe, budgets: Sequence[Budget]) -> Schedule | None:
+def start_of(
+    model: Model, recipe: Recipe, budgets: Sequence[Budget]
+) -> Schedule | None:
     """Returns the schedule that the search starts from.
 
     Raises:
@@ -132,7 +133,9 @@ def start_of(model: ViT, recipe: Recipe, budgets: Sequence[Budget]) -> Schedule 
     return fit_to_budget(uniform(model, recipe.rule), model, budgets[0].macs)
 
 
-def initial_state(model: ViT, recipe: Recipe, budgets: Sequence[Budget]) -> SearchState:
+def initial_state(
+    model: Model, recipe: Recipe, budgets: Sequence[Budget]
+) -> SearchState:
     """Returns the state before the first step."""
     method = method_of(model, recipe)
     learned = method.start(start_of(model, recipe, budgets))
@@ -142,7 +145,7 @@ def initial_state(model: ViT, recipe: Recipe, budgets: Sequence[Budget]) -> Sear
 
 
 def search_step(
-    model: ViT, recipe: Recipe, budgets: Sequence[Budget]
+    model: Model, recipe: Recipe, budgets: Sequence[Budget]
 ) -> Callable[[SearchState, Params, dict[str, Array]], tuple[SearchState, Values]]:
     """Returns the plain function of one step; run it under `parallel.pmap_step`."""
     method = method_of(model, recipe)

@@ -18,8 +18,7 @@ from diffrate_jax.cost import cost_macs
 from diffrate_jax.descent import initial_state, search_step
 from diffrate_jax.errors import UserError
 from diffrate_jax.learning import searched
-from diffrate_jax.models import init_weights
-from diffrate_jax.models.vit import ViT
+from diffrate_jax.models import Model, init_weights
 
 SAVES_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
@@ -105,7 +104,7 @@ def dry_run(config: ConfigDict, devices: int) -> DryRun:
     )
 
 
-def batch_of(model: ViT, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_of(model: Model, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of one device's batch, as `parallel.shard` makes it."""
     size = model.image_size
     number = jax.ShapeDtypeStruct((batch_size,), jnp.int32)

@@ -29,7 +29,8 @@ from diffrate_jax import cli
 from diffrate_jax.baselines import baselines, parse_compression, schedule_of
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import write_json
-from diffrate_jax.models.vit import Compression, ViT
+from diffrate_jax.models import Model
+from diffrate_jax.models.vit import Compression
 from diffrate_jax.recipes import model_of
 from diffrate_jax.runs import cost_of, run_evaluation
 from diffrate_jax.schedule import Schedule
@@ -67,7 +68,7 @@ def evaluate(
     )
 
 
-def others(text: str, model: ViT, preset: str) -> dict[str, Compression | None]:
+def others(text: str, model: Model, preset: str) -> dict[str, Compression | None]:
     """Returns what `--against` names, by its names.
 
     Raises:

@@ -18,8 +18,8 @@ from diffrate_jax.data.augment import Colour, normalise
 from diffrate_jax.distributed import stop_signal
 from diffrate_jax.errors import StoppedError, UserError
 from diffrate_jax.files import Json
-from diffrate_jax.models import Params, forward
-from diffrate_jax.models.vit import Compression, ViT
+from diffrate_jax.models import Model, Params, forward
+from diffrate_jax.models.vit import Compression
 from diffrate_jax.progress import track
 from diffrate_jax.shapes import Array
 from diffrate_jax.tally import Tally
@@ -51,7 +51,7 @@ class Evaluator:
 
     def __init__(
         self,
-        model: ViT,
+        model: Model,
         params: Params,
         dataset: Dataset,
         split: str,
@@ -155,7 +155,7 @@ class Clock:
 
 
 def eval_step(
-    model: ViT, compression: Compression | None, mean: Colour, std: Colour
+    model: Model, compression: Compression | None, mean: Colour, std: Colour
 ) -> Callable[[tuple, Params, dict[str, Array]], tuple[Array, Array]]:
     """Returns the plain function of one evaluation step.
 
@@ -192,7 +192,7 @@ def rank_of_label(logits_BV: Array, label_B: Array) -> Array:
 
 
 def score_row(
-    name: str, model: ViT, compression: Compression | None, score: Score
+    name: str, model: Model, compression: Compression | None, score: Score
 ) -> dict[str, Json]:
     """Returns one row of an evaluation's JSON: what ran, its cost, what it reaches."""
     schedule = schedule_of(compression, model.geometry)

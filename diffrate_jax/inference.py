@@ -9,8 +9,8 @@ import numpy as np
 
 from diffrate_jax.compress import Gathered
 from diffrate_jax.errors import UserError
-from diffrate_jax.models import Params, check_images, forward
-from diffrate_jax.models.vit import Compression, ViT
+from diffrate_jax.models import Model, Params, check_images, forward
+from diffrate_jax.models.vit import Compression
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Array
 
@@ -25,7 +25,7 @@ class Predict:
 
     def __init__(
         self,
-        model: ViT,
+        model: Model,
         params: Params,
         compression: Compression | None,
         batch_size: int,
@@ -60,7 +60,7 @@ class Predict:
 
 
 def compile_inference(
-    model: ViT,
+    model: Model,
     params: Params,
     schedule: Schedule | Compression | None,
     *,

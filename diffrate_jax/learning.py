@@ -24,8 +24,7 @@ from diffrate_jax.descent import (
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import Json
 from diffrate_jax.loop import Loop, Values
-from diffrate_jax.models import Params, architecture
-from diffrate_jax.models.vit import ViT
+from diffrate_jax.models import Model, Params, architecture
 from diffrate_jax.objective import MATCH_DENSE
 from diffrate_jax.rates import candidate_counts
 from diffrate_jax.recipe import Recipe
@@ -59,7 +58,7 @@ class SearchResult:
 
 
 def learn_schedule(
-    model: ViT,
+    model: Model,
     params: Params,
     batches: Iterator[dict[str, np.ndarray]] | Batches,
     target: str | float,
@@ -101,7 +100,7 @@ def learn_schedule(
 
 
 def learn_schedules(
-    model: ViT,
+    model: Model,
     params: Params,
     batches: Iterator[dict[str, np.ndarray]] | Batches,
     targets: Sequence[str | float],
@@ -142,7 +141,7 @@ def learn_schedules(
     return [results[budgets.index(budget)] for budget in wanted]
 
 
-def searched(model: ViT, recipe: Recipe) -> ViT:
+def searched(model: Model, recipe: Recipe) -> Model:
     """Returns the model with the blocks free that the recipe lets compress.
 
     Raises:
@@ -159,7 +158,7 @@ def searched(model: ViT, recipe: Recipe) -> ViT:
 
 
 def set_aside(
-    model: ViT, recipe: Recipe, batches: Iterator[dict[str, np.ndarray]] | Batches
+    model: Model, recipe: Recipe, batches: Iterator[dict[str, np.ndarray]] | Batches
 ) -> tuple[list[dict[str, np.ndarray]], Batches]:
     """Returns the first batches, held out for the last tokens, and the stream after.
 
@@ -187,7 +186,7 @@ def set_aside(
 
 
 def identity(
-    model: ViT, params: Params, budgets: Sequence[Budget], recipe: Recipe
+    model: Model, params: Params, budgets: Sequence[Budget], recipe: Recipe
 ) -> dict[str, Json]:
     """Returns all that a search depends on, except the stream of batches."""
     return {
@@ -204,7 +203,7 @@ def row(rows: Learned, index: int) -> Learned:
 
 
 def found(
-    model: ViT,
+    model: Model,
     recipe: Recipe,
     index: int,
     budget: Budget,

@@ -4,15 +4,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffrate_jax.models import Params, forward
-from diffrate_jax.models.vit import ViT
+from diffrate_jax.models import Model, Params, forward
 from diffrate_jax.shapes import Array
 
 MATCH_DENSE, CROSS_ENTROPY = "match_dense", "cross_entropy"
 
 
 def wanted_outputs(
-    objective: str, model: ViT, params: Params, images: Array, labels_BV: Array
+    objective: str, model: Model, params: Params, images: Array, labels_BV: Array
 ) -> Array:
     """Returns the probabilities [B, V] that an objective wants a model to give.
 

@@ -20,8 +20,7 @@ from diffrate_jax.errors import UserError, did_you_mean
 from diffrate_jax.evaluation import Evaluator
 from diffrate_jax.files import digest
 from diffrate_jax.model_folder import load_params
-from diffrate_jax.models import Params, create_model, init_weights
-from diffrate_jax.models.vit import ViT
+from diffrate_jax.models import Model, Params, create_model, init_weights
 from diffrate_jax.preprocess import Preprocess, of_preset, published
 from diffrate_jax.recipe import Recipe
 from diffrate_jax.sources import local_path
@@ -89,7 +88,7 @@ def check_ranges(config: ConfigDict) -> None:
             )
 
 
-def model_of(config: ConfigDict) -> ViT:
+def model_of(config: ConfigDict) -> Model:
     """Returns the config's model.
 
     Raises:
@@ -102,7 +101,7 @@ def model_of(config: ConfigDict) -> ViT:
     return model.clone(dtype=jnp.dtype(config.dtype))
 
 
-def params_of(config: ConfigDict, model: ViT, *, required: bool = True) -> Params:
+def params_of(config: ConfigDict, model: Model, *, required: bool = True) -> Params:
     """Returns the config's weights; random ones if none are required or given.
 
     Raises:
@@ -120,7 +119,7 @@ def weights_digest(config: ConfigDict) -> str:
     return digest(local_path(config.weights) if config.weights else "")
 
 
-def preprocess_of(config: ConfigDict, model: ViT) -> Preprocess:
+def preprocess_of(config: ConfigDict, model: Model) -> Preprocess:
     """Returns what images go through before the model evaluates them.
 
     Raises:
@@ -143,7 +142,7 @@ def preprocess_of(config: ConfigDict, model: ViT) -> Preprocess:
     )
 
 
-def dataset_of(config: ConfigDict, model: ViT) -> Dataset:
+def dataset_of(config: ConfigDict, model: Model) -> Dataset:
     """Returns the config's dataset, brought to the model's image size.
 
     Raises:
@@ -213,7 +212,7 @@ def batches_of(config: ConfigDict, dataset: Dataset) -> Batches:
     return stream
 
 
-def augment_of(config: ConfigDict, model: ViT) -> Augment:
+def augment_of(config: ConfigDict, model: Model) -> Augment:
     """Returns what the config does to training images and labels."""
     preprocess = preprocess_of(config, model)
     return Augment(
@@ -228,7 +227,7 @@ def augment_of(config: ConfigDict, model: ViT) -> Augment:
     )
 
 
-def search_recipe(config: ConfigDict, model: ViT) -> Recipe:
+def search_recipe(config: ConfigDict, model: Model) -> Recipe:
     """Returns how the config searches.
 
     Raises:
@@ -249,7 +248,7 @@ def targets_of(config: ConfigDict) -> list[str]:
     return [str(target) for target in config.targets or (config.target,)]
 
 
-def train_recipe(config: ConfigDict, model: ViT) -> TrainRecipe:
+def train_recipe(config: ConfigDict, model: Model) -> TrainRecipe:
     """Returns how the config trains weights."""
     return TrainRecipe(
         steps=config.steps,
@@ -266,7 +265,7 @@ def train_recipe(config: ConfigDict, model: ViT) -> TrainRecipe:
 
 
 def evaluator_of(
-    config: ConfigDict, model: ViT, params: Params, dataset: Dataset
+    config: ConfigDict, model: Model, params: Params, dataset: Dataset
 ) -> Evaluator:
     """Returns what evaluates schedules on the config's evaluation split."""
     preprocess = preprocess_of(config, model)

@@ -14,8 +14,7 @@ from diffrate_jax.compress import Masked, counts_of
 from diffrate_jax.cost import HasCost, cost_macs
 from diffrate_jax.distributed import stop_if_asked
 from diffrate_jax.files import Json
-from diffrate_jax.models import Params, forward
-from diffrate_jax.models.vit import ViT
+from diffrate_jax.models import Model, Params, forward
 from diffrate_jax.objective import distance, wanted_outputs
 from diffrate_jax.progress import track
 from diffrate_jax.rates import Kept
@@ -48,7 +47,10 @@ class Refined:
 
 
 def held_out_loss(
-    model: ViT, params: Params, recipe: Recipe, batches: Sequence[dict[str, np.ndarray]]
+    model: Model,
+    params: Params,
+    recipe: Recipe,
+    batches: Sequence[dict[str, np.ndarray]],
 ) -> Loss:
     """Returns a function from a schedule to each image's loss [n].
 

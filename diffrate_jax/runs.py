@@ -15,8 +15,8 @@ from diffrate_jax.errors import UserError
 from diffrate_jax.evaluation import score_row
 from diffrate_jax.files import Json
 from diffrate_jax.inference import compile_inference
-from diffrate_jax.models import Params, architecture
-from diffrate_jax.models.vit import Compression, ViT
+from diffrate_jax.models import Model, Params, architecture
+from diffrate_jax.models.vit import Compression
 from diffrate_jax.progress import say
 from diffrate_jax.published import published_figures
 from diffrate_jax.schedule import Schedule
@@ -68,7 +68,7 @@ def run_training(
     return params
 
 
-def with_baselines(model: ViT, schedule: Schedule, seed: int) -> Cases:
+def with_baselines(model: Model, schedule: Schedule, seed: int) -> Cases:
     """Returns dense, a schedule, and every baseline at the schedule's cost."""
     cases: Cases = {"dense": None, "learned": Gathered(schedule)}
     macs = cost_macs(model, schedule)
@@ -114,7 +114,7 @@ def run_evaluation(
 
 
 def evaluated(
-    config: ConfigDict, folder: epath.Path, model: ViT, cases: Cases
+    config: ConfigDict, folder: epath.Path, model: Model, cases: Cases
 ) -> list[dict[str, Json]]:
     """Returns a row for each case, counted into the files of a folder."""
     params = recipes.params_of(config, model)
@@ -132,7 +132,7 @@ def evaluated(
 
 
 def as_published(
-    preset: str, compression: Compression | None, model: ViT
+    preset: str, compression: Compression | None, model: Model
 ) -> dict[str, Json]:
     """Returns what was published of a schedule that was; nothing of others."""
     provenance = schedule_of(compression, model.geometry).provenance
@@ -142,7 +142,9 @@ def as_published(
     return {"published": {"target": target} | published_figures(preset, target)}
 
 
-def counted(config: ConfigDict, model: ViT, cases: Cases, size: int) -> dict[str, Json]:
+def counted(
+    config: ConfigDict, model: Model, cases: Cases, size: int
+) -> dict[str, Json]:
     """Returns all that an evaluation's counts depend on."""
     schedules = {
         name: schedule_of(compression, model.geometry)
@@ -195,7 +197,7 @@ class Speed:
 
 
 def run_benchmark(
-    model: ViT, name: str, params: Params, cases: Cases, speed: Speed, command: str
+    model: Model, name: str, params: Params, cases: Cases, speed: Speed, command: str
 ) -> dict[str, Json]:
     """Times each case, dense first, alternately in one run; returns the record."""
     timed = [
@@ -223,6 +225,6 @@ def run_benchmark(
     }
 
 
-def cost_of(model: ViT, compression: Compression | None) -> int:
+def cost_of(model: Model, compression: Compression | None) -> int:
     """Returns the multiply-accumulates of one image with a compression in place."""
     return cost_macs(model, schedule_of(compression, model.geometry))

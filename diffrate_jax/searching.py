@@ -21,8 +21,7 @@ from diffrate_jax.errors import UserError
 from diffrate_jax.evaluation import Evaluator, score_row
 from diffrate_jax.files import Json, write_json
 from diffrate_jax.learning import SearchResult, learn_schedules
-from diffrate_jax.models import Params, forward
-from diffrate_jax.models.vit import ViT
+from diffrate_jax.models import Model, Params, forward
 from diffrate_jax.objective import MATCH_DENSE
 from diffrate_jax.progress import say
 from diffrate_jax.rates import candidate_counts
@@ -74,7 +73,7 @@ def run_search(config: ConfigDict, workdir: epath.Path) -> list[Schedule]:
     return schedules
 
 
-def check_labels(config: ConfigDict, dataset: Dataset, model: ViT) -> None:
+def check_labels(config: ConfigDict, dataset: Dataset, model: Model) -> None:
     """Refuses to learn from labels that are not of the model's classes.
 
     Raises:
@@ -158,12 +157,12 @@ def compare(config: ConfigDict, schedule: Schedule, command: str) -> dict[str, J
     }
 
 
-def fits(dataset: Dataset, model: ViT) -> bool:
+def fits(dataset: Dataset, model: Model) -> bool:
     """Returns whether the dataset's labels are of the model's classes."""
     return dataset.num_classes == model.num_classes
 
 
-def evaluator_of(config: ConfigDict, model: ViT, dataset: Dataset) -> Evaluator:
+def evaluator_of(config: ConfigDict, model: Model, dataset: Dataset) -> Evaluator:
     """Returns what evaluates schedules on the next images of the training stream.
 
     Where the dataset has other classes than the model, what the dense model says of an
@@ -190,7 +189,7 @@ def evaluator_of(config: ConfigDict, model: ViT, dataset: Dataset) -> Evaluator:
 
 
 def as_dense(
-    model: ViT, params: Params, batches: list[Batch], *, mean: Colour, std: Colour
+    model: Model, params: Params, batches: list[Batch], *, mean: Colour, std: Colour
 ) -> list[Batch]:
     """Returns batches whose labels are the dense model's first guesses."""
 

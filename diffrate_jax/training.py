@@ -15,8 +15,8 @@ from diffrate_jax.batches import Batches, checked, prepare
 from diffrate_jax.data.augment import Augment
 from diffrate_jax.errors import UserError
 from diffrate_jax.loop import Loop, Values
-from diffrate_jax.models import Params, forward
-from diffrate_jax.models.vit import Compression, ViT
+from diffrate_jax.models import Model, Params, forward
+from diffrate_jax.models.vit import Compression
 from diffrate_jax.shapes import Array
 
 
@@ -81,7 +81,7 @@ class TrainState:
 
 
 def train(
-    model: ViT,
+    model: Model,
     params: Params,
     batches: Batches,
     recipe: TrainRecipe,
@@ -118,7 +118,7 @@ def train(
 
 
 def train_step(
-    model: ViT, recipe: TrainRecipe, compression: Compression | None
+    model: Model, recipe: TrainRecipe, compression: Compression | None
 ) -> Callable[[TrainState, tuple, dict[str, Array]], tuple[TrainState, Values]]:
     """Returns the plain function of one step; run it under `parallel.pmap_step`."""
     optimiser = recipe.optimiser()
