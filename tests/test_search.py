@@ -38,8 +38,9 @@ TARGET = "75%"
 AUGMENT = Augment(
     mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), flip=True, shift=2, label_smoothing=0.1
 )
+MIXED = dataclasses.replace(AUGMENT, mixup=0.8, cutmix=1.0, erasing=0.25)
 SHARED = {"steps": STEPS, "learning_rate": 0.1, "drop_path": 0.2, "augment": AUGMENT}
-PUBLISHED = Recipe.published(**SHARED)
+PUBLISHED = Recipe.published(**SHARED | {"augment": MIXED})
 PROJECTED = Recipe(**SHARED, refine_images=2 * BATCH)
 RECIPES = {"published": PUBLISHED, "projected": PROJECTED}
 CHILD = (
