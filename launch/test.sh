@@ -5,7 +5,7 @@ set -euo pipefail
 usage() {
   cat <<'TEXT'
 Makes .venv if need be, checks the style (ruff), runs the tests (pytest) on the CPU:
-without arguments all but the slow ones, in as many processes as there are cores.
+all but the slow ones without arguments. Both in as many processes as there are cores.
 Usage:    launch/test.sh [--slow] [ARGUMENT OF PYTEST]...
           --slow  runs the tests marked slow instead of the others; those of
                   speed come last, by themselves, as a user runs the package
@@ -33,11 +33,12 @@ python=$root/.venv/bin/python
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+# Tests mostly wait for compilations, of one thread each. A worker takes 3 GB.
+many=(--numprocesses auto --maxprocesses 4 --dist loadfile)
 if [[ $# == 0 ]]; then
-  # Tests mostly wait for compilations, of one thread each. A worker takes 3 GB.
-  arguments=(--numprocesses auto --maxprocesses 4 --dist loadfile)
+  arguments=("${many[@]}")
 elif [[ $# == 1 && $1 == --slow ]]; then
-  "$python" -m pytest "${arguments[@]}" --ignore=tests/test_speed.py
+  "$python" -m pytest "${arguments[@]}" "${many[@]}" --ignore=tests/test_speed.py
   export TEST_DEVICES=1 NPROC=2
   arguments+=(tests/test_speed.py -s)
 fi

@@ -257,7 +257,7 @@ def test_files_of_another_kind(tmp_path: Path):
         ("vit", VIT | {"pool": "max"}, "pool must be 'cls' or 'avg', got 'max'"),
         ("vit", VIT | {"prefix_tokens": 0}, "at least 1 with pool='cls' .*, got 0"),
         ("vit", VIT | {"prefix_tokens": -1}, "number of at least 1 .*, got -1"),
-        ("vit", VIT | {"prefix_tokens": True}, "at least 1 .*, got True"),
+        ("vit", VIT | {"prefix_tokens": True}, "of type int, got True"),
         ("vit", VIT | {"distilled": True}, "at least 2 .*distilled=True, got 1"),
         (
             "vit",
