@@ -1,26 +1,36 @@
-"""Jitted inference: one compilation for one schedule and one batch size."""
+"""Jitted inference: one compilation for one schedule and each batch size."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffrate_jax.compress import Gathered
-from diffrate_jax.errors import UserError
+from diffrate_jax.errors import UserError, did_you_mean
 from diffrate_jax.models import Model, Params, check_images, forward
-from diffrate_jax.models.vit import Compression
+from diffrate_jax.models.fused import FORMS, best_form
+from diffrate_jax.models.vit import Compression, ViT
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Array
 
+DTYPES = ("float32", "bfloat16")
+AXIS = "devices"
+
 
 class Predict:
-    """A compiled model: `logits = predict(images)`.
+    """Compiled programs of one model: `logits = predict(images)`.
+
+    Any number of images will do: they run in the smallest batch that holds them, the
+    rest of it filled with zeros; what is more than the largest batch runs in several.
 
     Attributes:
-        batch_size: of the compiled program; fewer images are padded to it.
-        compile_seconds: how long compiling took.
+        batch_sizes: of the compiled programs, ascending.
+        programs: by batch size, `jax.stages.Compiled`.
+        compile_seconds: how long compiling all of them took.
     """
 
     def __init__(
@@ -28,35 +38,52 @@ class Predict:
         model: Model,
         params: Params,
         compression: Compression | None,
-        batch_size: int,
+        batch_sizes: Sequence[int],
+        devices: Sequence[jax.Device],
     ) -> None:
-        self.batch_size, self._model = batch_size, model
-        self._params = jax.device_put(params)
-        size = model.image_size
-        images = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.float32)
-        run = jax.jit(lambda p, x: forward(model, p, x, compression).logits)
+        self.batch_sizes, self._model = tuple(sorted(batch_sizes)), model
+        mesh = Mesh(np.array(devices), (AXIS,))
+        whole = NamedSharding(mesh, PartitionSpec())
+        self._split = NamedSharding(mesh, PartitionSpec(AXIS))
+        self._params = jax.device_put(params, whole)
+        run = jax.jit(
+            lambda p, x: forward(model, p, x, compression).logits,
+            in_shardings=(whole, self._split),
+            out_shardings=self._split,
+        )
         began = time.perf_counter()
-        self._run = run.lower(self._params, images).compile()
+        self.programs = {
+            size: run.lower(self._params, self._images(size)).compile()
+            for size in self.batch_sizes
+        }
         self.compile_seconds = time.perf_counter() - began
 
+    def _images(self, batch_size: int) -> jax.ShapeDtypeStruct:
+        shape = (batch_size, self._model.image_size, self._model.image_size, 3)
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
     def __call__(self, images: Array) -> Array:
-        """Returns logits [B, V] of normalised float32 images [B, Y, X, 3].
+        """Returns logits [B, V] of normalised images [B, Y, X, 3], on the devices.
 
         Raises:
-            UserError: images of another size or type, or more than `batch_size`.
+            UserError: images of another size or type.
         """
-        images = jnp.asarray(images)
         check_images(self._model, images)
-        missing = self.batch_size - len(images)
-        if missing < 0:
-            raise UserError(
-                f"this program was compiled for at most {self.batch_size} images, "
-                f"got {len(images)}; compile it with a larger batch_size"
-            )
-        if missing:
-            images = jnp.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        logits_BV = self._run(self._params, images.astype(jnp.float32))
-        return logits_BV[: self.batch_size - missing] if missing else logits_BV
+        largest = self.batch_sizes[-1]
+        if len(images) <= largest:
+            return self._run(images)
+        starts = range(0, len(images), largest)
+        parts = [self._run(images[start : start + largest]) for start in starts]
+        return jnp.concatenate(parts)
+
+    def _run(self, images: Array) -> Array:
+        count = len(images)
+        size = next(size for size in self.batch_sizes if size >= count)
+        if count < size:
+            images = jnp.pad(images, ((0, size - count), (0, 0), (0, 0), (0, 0)))
+        images = jax.device_put(jnp.asarray(images, jnp.float32), self._split)
+        logits_BV = self.programs[size](self._params, images)
+        return logits_BV[:count] if count < size else logits_BV
 
 
 def compile_inference(
@@ -64,8 +91,10 @@ def compile_inference(
     params: Params,
     schedule: Schedule | Compression | None,
     *,
-    batch_size: int = 64,
+    batch_size: int | Sequence[int] = 64,
     dtype: Any = "float32",
+    devices: Sequence[jax.Device] | None = None,
+    attention: str = "auto",
 ) -> Predict:
     """Compiles a model with a schedule in place for inference.
 
@@ -73,17 +102,43 @@ def compile_inference(
         model: from `create_model`.
         params: its weights.
         schedule: a `Schedule`, a `ToMe`, or None for the dense model.
-        batch_size: images to a call.
+        batch_size: images to a call; several, such as (1, 8, 64), compile a program
+            each, and a call takes the smallest that holds its images.
         dtype: of weights and activations: "float32" or "bfloat16".
+        devices: over which every batch is split; one by default.
+        attention: "plain", "xla" or "cudnn" (`fused`); "auto" takes the fastest for the
+            device and the type.
 
     Raises:
-        UserError: a schedule that does not fit the model, or an unknown dtype.
+        UserError: a schedule that does not fit the model, an unknown dtype or
+            attention, or a batch that the devices cannot share.
     """
-    if str(dtype) not in ("float32", "bfloat16"):
+    if str(dtype) not in DTYPES:
         raise UserError(f"dtype must be 'float32' or 'bfloat16', got {dtype!r}")
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, got {batch_size}")
+    sizes = (batch_size,) if isinstance(batch_size, int) else tuple(batch_size)
+    devices = list(devices or jax.local_devices()[:1])
+    if not sizes or any(size < 1 or size % len(devices) for size in sizes):
+        raise UserError(
+            f"batch_size must be a positive multiple of the {len(devices)} device(s), "
+            f"got {batch_size}; change it"
+        )
     if isinstance(schedule, Schedule):
         schedule = Gathered(schedule)
     params = jax.tree.map(lambda w: np.asarray(w, jnp.dtype(dtype)), params)
-    return Predict(model.clone(dtype=jnp.dtype(dtype)), params, schedule, batch_size)
+    model = model.clone(dtype=jnp.dtype(dtype))
+    if isinstance(model, ViT):
+        form = best_form(devices[0], dtype) if attention == "auto" else attention
+        model = model.clone(attention=checked_form(form))
+    return Predict(model, params, schedule, sizes, devices)
+
+
+def checked_form(attention: str) -> str:
+    """Returns a form of attention.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if attention not in FORMS:
+        hint = did_you_mean(attention, ("auto", *FORMS))
+        raise UserError(f"unknown attention {attention!r}; {hint}")
+    return attention

@@ -46,7 +46,7 @@ def time_in_turn(
         ratio of operations.
     """
     rng = np.random.default_rng(0)
-    batch_size = cases[0].predict.batch_size
+    batch_size = cases[0].predict.batch_sizes[-1]
     shape = (batch_size, image_size, image_size, 3)
     seconds = {case.name: [] for case in cases}
     for round_index in track_rounds(rounds + warmup):

@@ -71,7 +71,7 @@ def family_of(model: Model) -> str:
 def architecture(model: Model) -> dict[str, Any]:
     """Returns a model's fields as JSON knows them, for provenance."""
     fields = dataclasses.asdict(model)
-    hidden = ("parent", "name", "dtype")
+    hidden = ("parent", "name", "dtype", "attention")
     return {name: value for name, value in fields.items() if name not in hidden}
 
 

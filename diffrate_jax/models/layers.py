@@ -8,17 +8,23 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from diffrate_jax.models.attention import attend
+from diffrate_jax.models.fused import attend_fused
 from diffrate_jax.shapes import Array
 from diffrate_jax.tokens import Attended, Tokens, at_least_float32
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with timm's fused qkv projection."""
+    """Multi-head self-attention with timm's fused qkv projection.
+
+    `form` is "plain", or the implementation of a fused kernel (`fused`). Masked tokens
+    and models without a class token always take the plain form.
+    """
 
     num_heads: int
     qkv_bias: bool
     dtype: jnp.dtype
     proj_bias: bool = True
+    form: str = "plain"
 
     @nn.compact
     def __call__(
@@ -34,21 +40,27 @@ class Attention(nn.Module):
         batch, num_tokens, width = x_BND.shape
         qkv = nn.Dense(3 * width, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")
         shape = (batch, num_tokens, 3, self.num_heads, width // self.num_heads)
-        query, key, value = jnp.transpose(qkv(x_BND).reshape(shape), (2, 0, 3, 1, 4))
-        mixed_BHNE, seen = attend(
-            query,
-            key,
-            value,
-            size_BN=tokens.size if proportional else None,
-            alive_BN=tokens.alive,
-            prefix_tokens=prefix_tokens,
-            epsilon=epsilon,
-        )
-        mixed_BND = jnp.transpose(mixed_BHNE, (0, 2, 1, 3)).reshape(x_BND.shape)
+        qkv_BNTHE = qkv(x_BND).reshape(shape)
+        size_BN = tokens.size if proportional else None
+        if self.form != "plain" and tokens.alive is None and prefix_tokens:
+            mixed_BNHE, seen = attend_fused(
+                *(qkv_BNTHE[:, :, part] for part in range(3)),
+                size_BN=size_BN,
+                implementation=self.form,
+            )
+        else:
+            mixed_BHNE, seen = attend(
+                *jnp.transpose(qkv_BNTHE, (2, 0, 3, 1, 4)),
+                size_BN=size_BN,
+                alive_BN=tokens.alive,
+                prefix_tokens=prefix_tokens,
+                epsilon=epsilon,
+            )
+            mixed_BNHE = jnp.transpose(mixed_BHNE, (0, 2, 1, 3))
         project = nn.Dense(
             width, use_bias=self.proj_bias, dtype=self.dtype, name="proj"
         )
-        return project(mixed_BND), seen
+        return project(mixed_BNHE.reshape(x_BND.shape)), seen
 
 
 @jax.checkpoint

@@ -56,6 +56,7 @@ class Block(nn.Module):
     layer_scale: float | None
     layer_norm_eps: float
     dtype: jnp.dtype
+    attention: str
 
     @nn.compact
     def __call__(
@@ -77,7 +78,8 @@ class Block(nn.Module):
             LayerScale(self.layer_scale, name=name) if self.layer_scale else lambda x: x
         )
         norm = lambda name: layer_norm(self.layer_norm_eps, self.dtype, name)  # noqa: E731
-        attend = Attention(self.num_heads, self.qkv_bias, self.dtype, name="attn")
+        heads = {"num_heads": self.num_heads, "qkv_bias": self.qkv_bias}
+        attend = Attention(**heads, dtype=self.dtype, form=self.attention, name="attn")
         x_BND, seen = attend(norm("norm1")(tokens.x), tokens, **attention)
         x_BND = tokens.x + drop(scale("ls1")(x_BND), 0)
         tokens = compress(tokens.replace(x=x_BND), seen)
@@ -110,6 +112,7 @@ class ViT(nn.Module):
         compress: blocks that search may compress; by default all but the first, and
             all but the last too where tokens are averaged (DiffRate, section 4.1).
         dtype: type of the activations.
+        attention: "plain", or in inference "cudnn" or "xla" for a fused kernel.
     """
 
     image_size: int
@@ -128,6 +131,7 @@ class ViT(nn.Module):
     layer_norm_eps: float = 1e-6
     compress: tuple[bool, ...] | None = None
     dtype: Any = jnp.float32
+    attention: str = "plain"
 
     @property
     def geometry(self) -> Geometry:
@@ -183,6 +187,7 @@ class ViT(nn.Module):
                 self.layer_scale,
                 self.layer_norm_eps,
                 self.dtype,
+                self.attention,
                 name=f"blocks_{index}",
             )(
                 tokens,
