@@ -19,6 +19,8 @@ from diffrate_jax.tome import ToMe
 # A baseline may cost as much as what it is compared with, and this share more.
 DEARER = 0.02
 NUM_RANDOM = 5
+# By name; None is the dense model.
+Cases = dict[str, Compression | None]
 
 
 def parse_compression(text: str, model: HasCost, name: str) -> Compression | None:
@@ -55,6 +57,11 @@ def parse_compression(text: str, model: HasCost, name: str) -> Compression | Non
         )
     compression.kept(model.geometry)
     return compression
+
+
+def cost_of(model: HasCost, compression: Compression | None) -> int:
+    """Returns the multiply-accumulates of one image with a compression in place."""
+    return cost_macs(model, schedule_of(compression, model.geometry))
 
 
 def schedule_of(compression: Compression | None, geometry: Geometry) -> Schedule:

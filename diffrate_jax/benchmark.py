@@ -2,26 +2,35 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import inf
 from pathlib import Path
 
 from diffrate_jax import cli
-from diffrate_jax.baselines import parse_compression
+from diffrate_jax.baselines import Cases, parse_compression
+from diffrate_jax.cells import Cell, read_cells, run_cells
 from diffrate_jax.errors import UserError
-from diffrate_jax.files import write_json
+from diffrate_jax.files import Json, write_json
 from diffrate_jax.model_folder import load_params
-from diffrate_jax.models import create_model, init_weights
+from diffrate_jax.models import Model, create_model, init_weights
 from diffrate_jax.recipes import model_of
-from diffrate_jax.runs import Speed, run_benchmark
+from diffrate_jax.speed import Speed, run_benchmark
 from diffrate_jax.tables import benchmark_table
 from diffrate_jax.workdir import make_folder
 
 EXAMPLES = """examples:
   python -m diffrate_jax.benchmark --model=deit_small_patch16_224 \\
       --schedule=published:2.9 --against=tome:8 --batch=1,16
+  python -m diffrate_jax.benchmark --model=deit_base_patch16_224 \\
+      --schedule=published:11.5 --dtype=bfloat16 --batch=256 --peers=timm,timm_compiled
   python -m diffrate_jax.benchmark --recipe=configs/quickstart.py \\
       --weights=runs/quickstart/train/weights.safetensors \\
       --schedule=runs/quickstart/schedule.json
+  python -m diffrate_jax.benchmark --cells=configs/benchmarks/gpu.json \\
+      --peers=timm,timm_compiled --minutes=9 --out=results/gpu
+
+efficiency is speed-up over the fastest dense model of the run, a peer's too, divided
+by the ratio of operations: 1 where speed follows the operation count.
 """
 
 
@@ -31,45 +40,117 @@ def parser() -> cli.Parser:
     flags.add_argument("--model", help="preset name")
     flags.add_argument("--recipe", help="config file whose model is taken instead")
     flags.add_argument("--weights", help="file or folder; random by default")
-    flags.add_argument(
-        "--schedule", required=True, help="published:2.9, tome:8, uniform:60%% or path"
-    )
+    flags.add_argument("--schedule", help="published:2.9, tome:8, uniform:60%% or path")
     flags.add_argument(
         "--against", default="", help="more schedules, separated by commas"
     )
     flags.add_argument("--batch", default="16", help="batch sizes (default 16)")
     flags.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    flags.add_argument(
+        "--attention", default="auto", help="plain, xla or cudnn (default: the fastest)"
+    )
+    flags.add_argument(
+        "--peers",
+        default="",
+        help="dense models of others: timm, timm_compiled, where PyTorch is installed",
+    )
     flags.add_argument("--rounds", type=int, default=20, help="timed runs of each")
+    flags.add_argument(
+        "--cells", help="table of benchmarks to run instead, a JSON file"
+    )
+    flags.add_argument(
+        "--minutes", type=float, default=inf, help="after which no cell may be running"
+    )
     flags.add_argument("--out", help="folder for one JSON file per batch size")
     return flags
 
 
 def benchmark(flags: argparse.Namespace, command: str) -> None:
-    """Times every batch size and prints a table for each."""
-    if bool(flags.model) == bool(flags.recipe):
-        raise UserError("give either --model=NAME or --recipe=FILE")
-    sizes = batch_sizes(flags.batch)
+    """Times every batch size, or every cell of a table, and prints a table for each."""
     if flags.rounds < 1:
         raise UserError(f"--rounds must be at least 1, got {flags.rounds}")
     if flags.out:
         make_folder(Path(flags.out))
-    if flags.recipe:
-        config = cli.load_recipe(Path(flags.recipe))
-        model, name = model_of(config), config.model
-    else:
-        model, name = create_model(flags.model), flags.model
-    others = [text for text in flags.against.split(",") if text and text != "dense"]
-    cases = {"dense": None} | {
-        text: parse_compression(text, model, name) for text in [flags.schedule, *others]
-    }
+    records = cells_of if flags.cells else sizes_of
+    for record in records(flags, command):
+        show(record)
+
+
+def sizes_of(flags: argparse.Namespace, command: str) -> Iterator[dict[str, Json]]:
+    """Yields a record for each batch size of one model."""
+    if not flags.schedule:
+        raise UserError("which schedule? Give --schedule=published:2.9, or another")
+    sizes = batch_sizes(flags.batch)
+    model, name = model_of_flags(flags)
+    cases = cases_of(flags, flags.schedule, model, name)
     params = load_params(model, flags.weights) if flags.weights else init_weights(model)
     for batch_size in sizes:
-        speed = Speed(batch_size, flags.dtype, flags.rounds)
+        speed = speed_of(flags, batch_size, flags.dtype, flags.rounds)
         record = run_benchmark(model, name, params, cases, speed, command)
-        print(f"batch {batch_size}, {flags.dtype}\n{benchmark_table(record)}")
         if flags.out:
             file = f"{name}_{flags.dtype}_b{batch_size}.json"
             write_json(Path(flags.out) / file, record)
+        yield record
+
+
+def model_of_flags(flags: argparse.Namespace) -> tuple[Model, str]:
+    """Returns the model of `--model` or `--recipe`, and its name."""
+    if bool(flags.model) == bool(flags.recipe):
+        raise UserError("give either --model=NAME or --recipe=FILE")
+    if flags.model:
+        return create_model(flags.model), flags.model
+    config = cli.load_recipe(Path(flags.recipe))
+    return model_of(config), config.model
+
+
+def cells_of(flags: argparse.Namespace, command: str) -> Iterator[dict[str, Json]]:
+    """Yields the records of a table's cells that are not there yet.
+
+    Raises:
+        UserError: no folder for them, or a flag that the table decides.
+    """
+    if not flags.out:
+        raise UserError("--cells needs a folder for its records: give --out=DIR")
+    if flags.model or flags.recipe or flags.weights or flags.schedule:
+        raise UserError(
+            "--cells brings models and schedules, with random weights; leave --model, "
+            "--recipe, --weights and --schedule out"
+        )
+
+    def measure(cell: Cell) -> dict[str, Json]:
+        model = create_model(cell.model)
+        cases = cases_of(flags, cell.schedule, model, cell.model)
+        speed = speed_of(flags, cell.batch_size, cell.dtype, cell.rounds)
+        params = init_weights(model)
+        return run_benchmark(model, cell.model, params, cases, speed, command)
+
+    cells = read_cells(Path(flags.cells))
+    yield from run_cells(cells, Path(flags.out), measure, flags.minutes)
+
+
+def cases_of(
+    flags: argparse.Namespace, schedule: str, model: Model, name: str
+) -> Cases:
+    """Returns the dense model, the schedule, and those it is to be compared with."""
+    others = [text for text in flags.against.split(",") if text and text != "dense"]
+    return {"dense": None} | {
+        text: parse_compression(text, model, name) for text in [schedule, *others]
+    }
+
+
+def speed_of(
+    flags: argparse.Namespace, batch_size: int, dtype: str, rounds: int
+) -> Speed:
+    """Returns how to time programs, and beside whose."""
+    peers = tuple(filter(None, flags.peers.split(",")))
+    return Speed(batch_size, dtype, rounds, flags.attention, peers)
+
+
+def show(record: dict[str, Json]) -> None:
+    """Prints a record's table; nothing for what did not fit."""
+    if record["kind"] == "benchmark":
+        head = f"{record['model']}, batch {record['batch_size']}, {record['dtype']}"
+        print(f"{head}\n{benchmark_table(record)}", flush=True)
 
 
 def batch_sizes(text: str) -> list[int]:

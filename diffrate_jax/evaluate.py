@@ -26,13 +26,18 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from diffrate_jax import cli
-from diffrate_jax.baselines import baselines, parse_compression, schedule_of
+from diffrate_jax.baselines import (
+    baselines,
+    cost_of,
+    parse_compression,
+    schedule_of,
+)
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import write_json
 from diffrate_jax.models import Model
 from diffrate_jax.models.vit import Compression
 from diffrate_jax.recipes import model_of
-from diffrate_jax.runs import cost_of, run_evaluation
+from diffrate_jax.runs import run_evaluation
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.tables import evaluation_table, published_table
 from diffrate_jax.workdir import make_folder

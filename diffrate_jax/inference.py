@@ -76,13 +76,16 @@ class Predict:
         parts = [self._run(images[start : start + largest]) for start in starts]
         return jnp.concatenate(parts)
 
+    def put(self, images: Array) -> Array:
+        """Returns a whole batch of images as the programs take it, on the devices."""
+        return jax.device_put(jnp.asarray(images, jnp.float32), self._split)
+
     def _run(self, images: Array) -> Array:
         count = len(images)
         size = next(size for size in self.batch_sizes if size >= count)
         if count < size:
             images = jnp.pad(images, ((0, size - count), (0, 0), (0, 0), (0, 0)))
-        images = jax.device_put(jnp.asarray(images, jnp.float32), self._split)
-        logits_BV = self.programs[size](self._params, images)
+        logits_BV = self.programs[size](self._params, self.put(images))
         return logits_BV[:count] if count < size else logits_BV
 
 

@@ -8,25 +8,22 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from diffrate_jax import cli, recipes
-from diffrate_jax.baselines import baselines, parse_compression, schedule_of
+from diffrate_jax.baselines import Cases, baselines, parse_compression, schedule_of
 from diffrate_jax.compress import Gathered
 from diffrate_jax.cost import cost_macs
 from diffrate_jax.errors import UserError
 from diffrate_jax.evaluation import score_row
 from diffrate_jax.files import Json
-from diffrate_jax.inference import compile_inference
 from diffrate_jax.models import Model, Params, architecture
 from diffrate_jax.models.vit import Compression
 from diffrate_jax.progress import say
 from diffrate_jax.published import published_figures
 from diffrate_jax.schedule import Schedule
-from diffrate_jax.timing import Timed, time_in_turn
 from diffrate_jax.training import train
 from diffrate_jax.weights import save_weights
 from diffrate_jax.workdir import claim
 
 WEIGHTS, TALLIES = "weights.safetensors", "evaluation"
-Cases = dict[str, Compression | None]
 
 
 def run_training(
@@ -179,52 +176,3 @@ def check_losses(rows: list[dict[str, Json]]) -> None:
                 f"the loss of {row['name']!r} is not finite, so nothing it reaches "
                 "means anything; check the weights and the data"
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class Speed:
-    """How to time programs.
-
-    Attributes:
-        batch_size: images to a call.
-        dtype: of weights and activations.
-        rounds: times that each program runs.
-    """
-
-    batch_size: int
-    dtype: str
-    rounds: int
-
-
-def run_benchmark(
-    model: Model, name: str, params: Params, cases: Cases, speed: Speed, command: str
-) -> dict[str, Json]:
-    """Times each case, dense first, alternately in one run; returns the record."""
-    timed = [
-        Timed(
-            case,
-            compile_inference(
-                model,
-                params,
-                compression,
-                batch_size=speed.batch_size,
-                dtype=speed.dtype,
-            ),
-            cost_of(model, compression),
-        )
-        for case, compression in cases.items()
-    ]
-    return {
-        "kind": "benchmark",
-        "command": command,
-        "environment": cli.environment(),
-        "model": name,
-        "batch_size": speed.batch_size,
-        "dtype": speed.dtype,
-        "rows": time_in_turn(timed, model.image_size, rounds=speed.rounds),
-    }
-
-
-def cost_of(model: Model, compression: Compression | None) -> int:
-    """Returns the multiply-accumulates of one image with a compression in place."""
-    return cost_macs(model, schedule_of(compression, model.geometry))

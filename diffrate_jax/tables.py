@@ -97,17 +97,23 @@ def random_line(drawn: Sequence[dict[str, Json]]) -> list[str]:
 
 
 def benchmark_table(record: dict[str, Json]) -> str:
-    """Returns speed of each row against the first."""
-    rows = [["", "images/s", "speed-up", "operations", "efficiency"]]
+    """Returns speed of each row against the first, and efficiency."""
+    head = ["", "images/s", "10-90 %", "speed-up", "operations", "efficiency"]
+    rows = [[*head, "of peak", "memory", "compiled in"]]
     dense = record["rows"][0]
     for row in record["rows"]:
+        memory = row["memory_bytes"]
         rows.append(
             [
                 row["name"],
-                f"{row['images_per_second']:.0f}" if row["images_per_second"] else "–",
+                f"{row['images_per_second']:.0f}",
+                f"{row['low']:.0f}-{row['high']:.0f}",
                 f"{row['speedup']:.2f} x",
                 f"{dense['macs'] / row['macs']:.2f} x fewer",
                 f"{row['efficiency']:.2f}",
+                f"{row['of_peak']:.0%}",
+                f"{memory / 2**20:.0f} MiB" if memory else "–",
+                f"{row['compile_seconds']:.1f} s",
             ]
         )
     return aligned(rows)

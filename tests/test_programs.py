@@ -275,24 +275,31 @@ def test_benchmark_of_a_recipe(paths, capsys):
     assert [row["name"] for row in record["rows"]] == ["dense", "uniform:90%", "tome:4"]
     assert record["rows"][0]["speedup"] == 1
     assert all(len(row["seconds"]) == 2 for row in record["rows"])
-    printed = capsys.readouterr().out
-    assert printed.startswith("batch 2, float32\n")
+    assert capsys.readouterr().out.startswith("vit, batch 2, float32\n")
+    dense, *others = record["rows"]
+    assert dense["best_dense"] == "dense"
+    for row in others:
+        assert row["low"] <= row["images_per_second"] <= row["high"]
+        saved = dense["macs"] / row["macs"]
+        assert row["efficiency"] == pytest.approx(row["speedup"] / saved)
+        assert row["memory_bytes"] > 0
+        assert row["of_peak"] == pytest.approx(
+            2 * row["macs"] * row["images_per_second"] / record["peak_flops"]
+        )
 
 
 @pytest.mark.slow
 def test_benchmark_of_a_preset(paths, capsys):
     text = "benchmark --model=deit_tiny_patch16_224 --schedule=published:0.8"
     assert run(f"{text} --batch=1 --rounds=1 --dtype=bfloat16", paths) == 0
-    assert "batch 1, bfloat16" in capsys.readouterr().out
+    assert "deit_tiny_patch16_224, batch 1, bfloat16" in capsys.readouterr().out
 
 
 def test_benchmark_of_a_preset_times_that_model(paths, monkeypatch, capsys):
-    seen = []
-    row = {"name": "dense", "macs": 1, "images_per_second": 1.0}
-    row |= {"speedup": 1.0, "efficiency": 1.0}
+    seen, record = [], {"kind": "no benchmark"}
     monkeypatch.setattr(benchmark, "init_weights", lambda model: None)
     monkeypatch.setattr(
-        benchmark, "run_benchmark", lambda *args: seen.append(args) or {"rows": [row]}
+        benchmark, "run_benchmark", lambda *args: seen.append(args) or record
     )
     text = "benchmark --model=deit_small_patch16_224 --schedule=published:2.9"
     assert run(f"{text} --against=tome:8,dense --batch=1,8", paths) == 0
@@ -500,7 +507,10 @@ REFUSED = {
     f"{BENCHMARK} --schedule=tome:4 --out={{data}}/below": "cannot write",
     "quickstart --workdir={data}/below": "cannot write Not a directory",
     # Programs without a config.
-    "benchmark": "--schedule",
+    "benchmark": "which schedule? Give --schedule",
+    "benchmark --cells={tmp}/no.json": "--cells needs a folder for its records",
+    "benchmark --cells=a --out={tmp} --schedule=none": "--cells brings models and sch",
+    "benchmark --cells={tmp}/no.json --out={tmp}": "cannot read",
     "benchmark --schedule=tome:4": "either --model=NAME or --recipe=FILE",
     f"{BENCHMARK} --schedule=tome:4 --model=vit": "either --model=NAME or --recipe",
     "benchmark --model=deit_smal --schedule=tome:4": "unknown model 'deit_smal'",

@@ -1,0 +1,69 @@
+"""A benchmark as a run: which programs, how, and the record that it leaves."""
+
+import dataclasses
+
+from diffrate_jax import cli, peers
+from diffrate_jax.baselines import Cases, cost_of
+from diffrate_jax.files import Json
+from diffrate_jax.inference import compile_inference
+from diffrate_jax.models import Model, Params
+from diffrate_jax.models.vit import Compression
+from diffrate_jax.timing import Timed, matrix_peak, ours, time_in_turn
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """How to time programs.
+
+    Attributes:
+        batch_size: images to a call.
+        dtype: of weights and activations.
+        rounds: times that each program runs.
+        attention: see `compile_inference`.
+        peers: names of dense models of others to time beside ours (`peers.PEERS`).
+    """
+
+    batch_size: int
+    dtype: str
+    rounds: int
+    attention: str = "auto"
+    peers: tuple[str, ...] = ()
+
+
+def run_benchmark(
+    model: Model, name: str, params: Params, cases: Cases, speed: Speed, command: str
+) -> dict[str, Json]:
+    """Times each case, dense first, alternately in one run; returns the record."""
+
+    def compiled(case: str, compression: Compression | None) -> Timed:
+        predict = compile_inference(
+            model,
+            params,
+            compression,
+            batch_size=speed.batch_size,
+            dtype=speed.dtype,
+            attention=speed.attention,
+        )
+        macs = cost_of(model, compression)
+        return ours(case, predict, macs, dense=compression is None)
+
+    timed = [compiled(case, compression) for case, compression in cases.items()]
+    timed += [
+        peers.timed(peer, name, model, speed.batch_size, speed.dtype)
+        for peer in speed.peers
+    ]
+    rows = time_in_turn(timed, model.image_size, speed.batch_size, rounds=speed.rounds)
+    peak = matrix_peak(speed.dtype)
+    for row in rows:
+        row["of_peak"] = 2 * row["macs"] * row["images_per_second"] / peak
+    return {
+        "kind": "benchmark",
+        "command": command,
+        "environment": cli.environment(),
+        "model": name,
+        "batch_size": speed.batch_size,
+        "dtype": speed.dtype,
+        "attention": speed.attention,
+        "peak_flops": peak,
+        "rows": rows,
+    }
