@@ -12,13 +12,13 @@ from diffrate_jax.schedule import Schedule
 CONFIGS = Path(__file__).parent.parent / "configs"
 SCHEDULES = CONFIGS / "schedules"
 RECIPES = {
-    "deit_tiny": 1.25,
-    "deit_small": 4.60,
-    "deit_base": 17.58,
-    "mae_base": 17.58,
-    "mae_large": 61.60,
-    "mae_huge": 167.40,
-    "caformer_s36": 7.97,
+    "deit_tiny": 1.254,
+    "deit_small": 4.599,
+    "deit_base": 17.564,
+    "mae_base": 17.564,
+    "mae_large": 61.555,
+    "mae_huge": 167.296,
+    "caformer_s36": 7.972,
 }
 
 
@@ -83,16 +83,21 @@ def test_a_recipe_that_the_paper_lacks(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("search_of", ["", "published.py:"])
+@pytest.mark.parametrize(
+    ("search_of", "name"),
+    [
+        *(("", name) for name in RECIPES),
+        *(("published.py:", name) for name in ("deit_tiny", "caformer_s36")),
+    ],
+)
 def test_recipes_of_the_paper(search_of: str, name: str, tmp_path: Path, capsys):
     # One block's worth of memory with remat keeps ViT-H within a small machine.
-    flags = ("--devices=256", "--config.batch_size=256", "--config.remat=True")
+    flags = ("--devices=128", "--config.batch_size=256", "--config.remat=True")
     file = f"{search_of}{name}" if search_of else f"{name}.py"
     recipe = f"--config={CONFIGS / file}"
     assert run(recipe, *flags, f"--workdir={tmp_path}") == 0
     record = json.loads((tmp_path / "dry_run.json").read_text())
-    assert record["dense_macs"] / 1e9 == pytest.approx(RECIPES[name], abs=0.006)
+    assert record["dense_macs"] / 1e9 == pytest.approx(RECIPES[name], abs=6e-4)
     model = dr.create_model(record["model"])
     (target,) = record["targets"]
     published = dr.published_schedule(record["model"], target)
