@@ -203,7 +203,7 @@ class ViT(nn.Module):
         x_BND = nn.Dense(self.width, dtype=self.dtype, name="patch_embed")(
             patches(images_BYXC.astype(self.dtype), self.patch_size)
         )
-        prefix = self._prefix(len(x_BND))
+        prefix = self._prefix(x_BND.shape[0])
         if self.position_prefix:
             x_BND = self._add_positions(jnp.concatenate([*prefix, x_BND], axis=1))
         else:
