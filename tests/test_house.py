@@ -17,7 +17,8 @@ PACKAGE = ROOT / "diffrate_jax"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 README = ROOT / "README.md"
 PROGRAMS = {
-    *("benchmark", "convert", "evaluate", "finetune", "quickstart", "report", "search")
+    *("benchmark", "convert", "evaluate", "export", "finetune", "quickstart"),
+    *("report", "search"),
 }
 # Parts of the package, and what they must not know of.
 FORBIDDEN = {
