@@ -442,8 +442,8 @@ def test_bfloat16_is_that_of_the_fast_path(tmp_path: Path):
     wanted = np.asarray(predict(dr.normalise(images, image.mean, image.std)))
     assert found.dtype == np.float32
     print(f"bfloat16: {distance(found, wanted):.2g}")
-    # Eight bits of mantissa; rounded apart, two programs may differ in the last.
-    assert distance(found, wanted) <= 2**-6
+    # Eight bits of mantissa; measured 0, but two programs may round apart.
+    assert distance(found, wanted) <= 2**-7
     assert not np.array_equal(found, live(delivery, params, images))
 
 
