@@ -28,6 +28,7 @@ from diffrate_jax.cost import cost_macs
 from diffrate_jax.data.augment import normalise
 from diffrate_jax.errors import UserError, did_you_mean
 from diffrate_jax.files import Json, digest, in_bucket, write_json, writing
+from diffrate_jax.inference import DTYPES
 from diffrate_jax.models import Model, Params, architecture, family_of, forward
 from diffrate_jax.models.vit import Compression
 from diffrate_jax.preprocess import Preprocess
@@ -36,7 +37,6 @@ from diffrate_jax.tome import ToMe
 from diffrate_jax.version import __version__
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-DTYPES = ("float32", "bfloat16")
 RUNNER = "run.py"
 
 

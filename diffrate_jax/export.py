@@ -13,7 +13,6 @@ from pathlib import Path
 
 from diffrate_jax import cli
 from diffrate_jax.artefact import (
-    DTYPES,
     PLATFORMS,
     RUNNER,
     Delivery,
@@ -24,6 +23,7 @@ from diffrate_jax.artefact import (
 from diffrate_jax.baselines import parse_compression
 from diffrate_jax.errors import UserError, did_you_mean
 from diffrate_jax.files import Json, digest, reason
+from diffrate_jax.inference import DTYPES
 from diffrate_jax.model_folder import about, load, load_params
 from diffrate_jax.models import FAMILIES, Model, Params, create_model
 from diffrate_jax.preprocess import Preprocess, of_preset, published

@@ -30,7 +30,7 @@ from diffrate_jax.preprocess import Preprocess, published
 
 ROOT = Path(__file__).parent.parent
 VIT = {
-    "image_size": 32, "patch_size": 8, "width": 24, "depth": 3, "num_heads": 2,
+    "image_size": 16, "patch_size": 4, "width": 16, "depth": 2, "num_heads": 2,
     "num_classes": 5,
 }  # fmt: skip
 # In each family a share of the dense cost that its schedules can reach.
@@ -38,6 +38,7 @@ FAMILIES = {
     "cls": ("vit", VIT, 0.75),
     "avg": ("vit", VIT | {"pool": "avg"}, 0.75),
     "distilled": ("vit", VIT | {"distilled": True, "prefix_tokens": 2}, 0.75),
+    "fused": ("vit", VIT | {"attention": "xla"}, 0.75),
     "features": ("vit", VIT | {"num_classes": 0}, 0.75),
     "caformer": ("caformer", {"depths": (1, 1, 3, 1), "widths": (32, 32, 64, 64),
                               "num_classes": 7, "image_size": 64}, 0.93),
@@ -73,7 +74,7 @@ def compression_of(family: str, kind: str) -> Any:
         return dr.ToMe(3)
     if kind == "prune":
         tokens = model.geometry.num_tokens
-        return dr.Gathered(dr.Schedule([tokens - 4] * 3, [tokens - 6] * 3))
+        return dr.Gathered(dr.Schedule([tokens - 4] * 2, [tokens - 6] * 2))
     if kind == "dense":
         return None
     rule = "diffrate" if kind == "reference" else kind
@@ -124,8 +125,9 @@ def plain_environment() -> dict[str, str]:
     """Returns this environment without ways to the package."""
     hidden = ("PYTHONPATH", "JAX_PLATFORMS")
     kept = {name: value for name, value in os.environ.items() if name not in hidden}
-    fast = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # As the fixture `cache` has it.
-    return kept | {"JAX_PLATFORMS": "cpu"} | fast
+    # As the fixture `cache` has it, where a test uses it.
+    fast = str(int(jax.config.values["jax_disable_most_optimizations"]))
+    return kept | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": fast}
 
 
 def distance(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -187,7 +189,7 @@ def test_deit_small_alone_as_live(tmp_path: Path):
 # The families and compressions that a commit waits for; the others take as long again.
 OFTEN = {
     *(("cls", "diffrate"), ("avg", "redundancy"), ("distilled", "ToMe")),
-    *(("caformer", "tome"), ("features", "prune")),
+    *(("caformer", "tome"), ("features", "prune"), ("fused", "redundancy")),
 }
 CASES = [
     pytest.param(
@@ -218,6 +220,7 @@ def test_everything_lowers_for_any_number_of_images(family: str, kind: str):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize(("family", "kind"), [case.values for case in CASES])
 def test_every_form_as_live(family: str, kind: str):
     delivery, (model, params) = delivery_of(family, kind), made(family)
@@ -233,7 +236,7 @@ def test_every_form_as_live(family: str, kind: str):
         assert SCATTER.findall(alone_there.mlir_module()) == []
 
 
-TINY = VIT | {"image_size": 16, "depth": 2, "width": 8}
+TINY = VIT | {"patch_size": 8, "width": 8}
 RECIPE = """
 from configs import quickstart
 
@@ -543,6 +546,7 @@ def test_images_that_do_not_fit(artefact: Path, images, sentence: str):
 # The runner as a program.
 
 
+@pytest.mark.usefixtures("cache")
 def test_photos_are_classified(artefact: Path, tmp_path: Path):
     rng = np.random.default_rng(3)
     for number in range(3):
@@ -612,6 +616,7 @@ def test_photos_are_prepared_as_in_evaluation(
     np.testing.assert_array_equal(runner.read_image(path, how), wanted)
 
 
+@pytest.mark.usefixtures("cache")
 def test_the_readme_s_example_runs(tmp_path: Path):
     text = (ROOT / "README.md").read_text()
     (code,) = re.findall(r"^```python\n([^`]*deit_s\.jaxexport[^`]*)^```", text, re.M)
