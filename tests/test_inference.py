@@ -74,7 +74,17 @@ def test_sizes_survive_bfloat16():
 
 @pytest.mark.parametrize(
     ("name", "pool"),
-    [*((name, "cls") for name in SCHEDULES), ("redundancy", "avg")],
+    [
+        ("redundancy", "cls"),
+        *(
+            pytest.param(name, pool, marks=pytest.mark.slow)
+            for name, pool in [
+                ("diffrate", "cls"),
+                ("tome", "cls"),
+                ("redundancy", "avg"),
+            ]
+        ),
+    ],
 )
 def test_forms_of_attention_give_the_same_logits(name: str, pool: str):
     model, params, images = small(pool)
@@ -132,7 +142,16 @@ def test_attention_is_chosen_for_the_device():
 
 @pytest.mark.parametrize(
     ("platform", "name"),
-    [*(("tpu", name) for name in SCHEDULES), ("cuda", "diffrate")],
+    [
+        ("tpu", "redundancy"),
+        *(
+            pytest.param(platform, name, marks=pytest.mark.slow)
+            for platform, name in [
+                *(("tpu", n) for n in SCHEDULES),
+                ("cuda", "diffrate"),
+            ]
+        ),
+    ],
 )
 def test_the_fast_path_lowers_for_accelerators(platform: str, name: str):
     model, params, _ = small()
