@@ -60,6 +60,7 @@ def test_what_is_computed_again_is_the_same(name: str):
     )
 
 
+@pytest.mark.slow
 def test_it_saves_memory():
     kept, again = (
         gradient("vit", remat=remat).memory_analysis().temp_size_in_bytes
@@ -68,7 +69,8 @@ def test_it_saves_memory():
     assert again < 0.7 * kept
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
 def test_bfloat16_keeps_what_must_be_exact_exact(name: str):
     model, params, images, method, counts = made(name)
     run = method.masked(counts, jnp.ones(()))
