@@ -31,6 +31,7 @@ class Predict:
         batch_sizes: of the compiled programs, ascending.
         programs: by batch size, `jax.stages.Compiled`.
         compile_seconds: how long compiling all of them took.
+        attention: the form of attention in them.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Predict:
         devices: Sequence[jax.Device],
     ) -> None:
         self.batch_sizes, self._model = tuple(sorted(batch_sizes)), model
+        self.attention = getattr(model, "attention", "plain")
         mesh = Mesh(np.array(devices), (AXIS,))
         whole = NamedSharding(mesh, PartitionSpec())
         self._split = NamedSharding(mesh, PartitionSpec(AXIS))
@@ -129,19 +131,36 @@ def compile_inference(
         schedule = Gathered(schedule)
     params = jax.tree.map(lambda w: np.asarray(w, jnp.dtype(dtype)), params)
     model = model.clone(dtype=jnp.dtype(dtype))
+    form = form_of(attention, model, devices[0], str(dtype))
     if isinstance(model, ViT):
-        form = best_form(devices[0], dtype) if attention == "auto" else attention
-        model = model.clone(attention=checked_form(form))
+        model = model.clone(attention=form)
     return Predict(model, params, schedule, sizes, devices)
 
 
-def checked_form(attention: str) -> str:
-    """Returns a form of attention.
+def form_of(attention: str, model: Model, device: jax.Device, dtype: str) -> str:
+    """Returns the form of attention that an argument asks for.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is none of that name, or it does not run there.
     """
-    if attention not in FORMS:
+    if attention not in ("auto", *FORMS):
         hint = did_you_mean(attention, ("auto", *FORMS))
         raise UserError(f"unknown attention {attention!r}; {hint}")
+    best = best_form(device, dtype) if has_fused_forms(model) else "plain"
+    if attention == "auto":
+        return best
+    if attention != "plain" and not has_fused_forms(model):
+        raise UserError(
+            f"attention {attention!r} needs a ViT with a class token; take 'auto'"
+        )
+    if attention == "cudnn" != best:
+        raise UserError(
+            "attention 'cudnn' needs an NVIDIA GPU from Ampere on, and bfloat16, got "
+            f"{device.device_kind} and {dtype}; take 'auto'"
+        )
     return attention
+
+
+def has_fused_forms(model: Model) -> bool:
+    """Returns whether importance can be had without the whole map of attention."""
+    return isinstance(model, ViT) and model.prefix_tokens > 0

@@ -63,7 +63,6 @@ def run_benchmark(
         "model": name,
         "batch_size": speed.batch_size,
         "dtype": speed.dtype,
-        "attention": speed.attention,
         "peak_flops": peak,
         "rows": rows,
     }

@@ -30,6 +30,7 @@ class Timed:
         compile_seconds: how long compiling took.
         flops: of a call as its compiler counts them; None if that is not known.
         memory_bytes: of weights, batch and all between, by the compiler; None likewise.
+        attention: form of attention in it, if it is ours.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Timed:
     compile_seconds: float
     flops: float | None = None
     memory_bytes: int | None = None
+    attention: str | None = None
 
 
 def ours(name: str, predict: Predict, macs: int, *, dense: bool) -> Timed:
@@ -57,6 +59,7 @@ def ours(name: str, predict: Predict, macs: int, *, dense: bool) -> Timed:
         memory_bytes=memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         + memory.temp_size_in_bytes,
+        attention=predict.attention,
     )
 
 
@@ -130,6 +133,7 @@ def timing_row(
         "compile_seconds": case.compile_seconds,
         "flops": case.flops,
         "memory_bytes": case.memory_bytes,
+        "attention": case.attention,
         "speedup": float(np.median(times[first.name] / own)),
         "efficiency": over_best / (best.macs / case.macs),
         "best_dense": best.name,

@@ -5,9 +5,9 @@ set -euo pipefail
 usage() {
   cat <<'TEXT'
 Makes .venv if need be, checks the style (ruff), runs the tests (pytest) on the CPU:
-all but the slow ones without arguments. Both in as many processes as there are cores.
+without arguments all but the slow ones, side by side on all cores.
 Usage:    launch/test.sh [--slow] [ARGUMENT OF PYTEST]...
-          --slow  runs the tests marked slow instead of the others; those of
+          --slow  alone runs the tests marked slow, side by side too; those of
                   speed come last, by themselves, as a user runs the package
 Example:  launch/test.sh tests/test_cost.py -x
 Paths are taken from the repository root, wherever the script is called from.

@@ -38,7 +38,6 @@ FAMILIES = {
     "cls": ("vit", VIT, 0.75),
     "avg": ("vit", VIT | {"pool": "avg"}, 0.75),
     "distilled": ("vit", VIT | {"distilled": True, "prefix_tokens": 2}, 0.75),
-    "fused": ("vit", VIT | {"attention": "xla"}, 0.75),
     "features": ("vit", VIT | {"num_classes": 0}, 0.75),
     "caformer": ("caformer", {"depths": (1, 1, 3, 1), "widths": (32, 32, 64, 64),
                               "num_classes": 7, "image_size": 64}, 0.93),
@@ -189,7 +188,7 @@ def test_deit_small_alone_as_live(tmp_path: Path):
 # The families and compressions that a commit waits for; the others take as long again.
 OFTEN = {
     *(("cls", "diffrate"), ("avg", "redundancy"), ("distilled", "ToMe")),
-    *(("caformer", "tome"), ("features", "prune"), ("fused", "redundancy")),
+    *(("caformer", "tome"), ("features", "prune")),
 }
 CASES = [
     pytest.param(

@@ -147,6 +147,11 @@ def test_attention_is_chosen_for_the_device():
     model, params, _ = small()
     with pytest.raises(dr.UserError, match="unknown attention 'cuddn'; did you mean"):
         dr.compile_inference(model, params, None, attention="cuddn")
+    with pytest.raises(dr.UserError, match="needs an NVIDIA GPU .* got cpu and float"):
+        dr.compile_inference(model, params, None, attention="cudnn")
+    bare = dr.create_model("vit", num_classes=5, pool="avg", prefix_tokens=0, **FIELDS)
+    with pytest.raises(dr.UserError, match="'xla' needs a ViT with a class token"):
+        dr.compile_inference(bare, params, None, attention="xla")
 
 
 @pytest.mark.parametrize(

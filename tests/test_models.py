@@ -163,3 +163,8 @@ def test_a_field_of_another_type_is_refused(field: str, value: object):
     fields = {"width": 24, "depth": 2, "num_heads": 2, "num_classes": 3}
     with pytest.raises(dr.UserError, match=f"^{field} must be "):
         dr.create_model("vit", image_size=16, patch_size=4, **fields | {field: value})
+
+
+def test_the_form_of_attention_is_no_field_of_a_model():
+    with pytest.raises(dr.UserError, match="a ViT has no field 'attention'"):
+        dr.create_model("deit_tiny_patch16_224", attention="cudnn")

@@ -36,7 +36,9 @@ def create_model(name: str, **fields: Any) -> Model:
     preset = {"family": name} if name in FAMILIES else architecture_of(name)
     family, check = FAMILIES[preset.pop("family", "vit")]
     given = {f.name: f for f in dataclasses.fields(family)}
-    known = {n: f for n, f in given.items() if n not in ("parent", "name")}
+    # What a device can run is for whoever compiles the model (`compile_inference`).
+    hidden = ("parent", "name", "attention")
+    known = {name: field for name, field in given.items() if name not in hidden}
     for field in fields:
         if field not in known:
             raise UserError(

@@ -7,7 +7,6 @@ import typing
 
 from diffrate_jax.errors import UserError
 from diffrate_jax.models.caformer import MERGING, STRIDES, CAFormer
-from diffrate_jax.models.fused import FORMS
 from diffrate_jax.models.metaformer import HEAD_WIDTH
 from diffrate_jax.models.vit import ViT
 
@@ -64,8 +63,6 @@ def check_vit(model: ViT) -> None:
     check_above_0("layer_norm_eps", model.layer_norm_eps)
     if model.pool not in ("cls", "avg"):
         raise UserError(f"pool must be 'cls' or 'avg', got {model.pool!r}")
-    if model.attention not in FORMS:
-        raise UserError(f"attention must be one of {FORMS}, got {model.attention!r}")
     check_prefix(model)
     if model.compress is not None and len(model.compress) != model.depth:
         raise UserError(
