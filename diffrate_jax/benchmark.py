@@ -10,10 +10,12 @@ from diffrate_jax.baselines import parse_compression
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import write_json
 from diffrate_jax.model_folder import load_params
-from diffrate_jax.models import create_model, init_weights
-from diffrate_jax.recipes import model_of
+from diffrate_jax.models import Model, create_model, init_weights
+from diffrate_jax.probes import How, measure_latency
+from diffrate_jax.recipes import DTYPES, model_of
+from diffrate_jax.rules import rule_of
 from diffrate_jax.runs import Speed, run_benchmark
-from diffrate_jax.tables import benchmark_table
+from diffrate_jax.tables import benchmark_table, latency_table
 from diffrate_jax.workdir import make_folder
 
 EXAMPLES = """examples:
@@ -22,6 +24,8 @@ EXAMPLES = """examples:
   python -m diffrate_jax.benchmark --recipe=configs/quickstart.py \\
       --weights=runs/quickstart/train/weights.safetensors \\
       --schedule=runs/quickstart/schedule.json
+  python -m diffrate_jax.benchmark --model=deit_small_patch16_224 --batch=64 \\
+      --latency_table=tables/deit_small.json
 """
 
 
@@ -32,7 +36,7 @@ def parser() -> cli.Parser:
     flags.add_argument("--recipe", help="config file whose model is taken instead")
     flags.add_argument("--weights", help="file or folder; random by default")
     flags.add_argument(
-        "--schedule", required=True, help="published:2.9, tome:8, uniform:60%% or path"
+        "--schedule", default="", help="published:2.9, tome:8, uniform:60%% or path"
     )
     flags.add_argument(
         "--against", default="", help="more schedules, separated by commas"
@@ -40,6 +44,20 @@ def parser() -> cli.Parser:
     flags.add_argument("--batch", default="16", help="batch sizes (default 16)")
     flags.add_argument("--dtype", default="float32", help="float32 or bfloat16")
     flags.add_argument("--rounds", type=int, default=20, help="timed runs of each")
+    flags.add_argument(
+        "--latency_table",
+        help="instead: measure a block's milliseconds by its tokens into this file, "
+        "for searches under budgets such as 6.5ms",
+    )
+    flags.add_argument(
+        "--rule", default="redundancy", help="with --latency_table: of the search"
+    )
+    flags.add_argument(
+        "--checks",
+        type=int,
+        default=4,
+        help="with --latency_table: random schedules to predict and to time (default 4)",
+    )
     flags.add_argument("--out", help="folder for one JSON file per batch size")
     return flags
 
@@ -53,11 +71,16 @@ def benchmark(flags: argparse.Namespace, command: str) -> None:
         raise UserError(f"--rounds must be at least 1, got {flags.rounds}")
     if flags.out:
         make_folder(Path(flags.out))
+    if not (flags.schedule or flags.latency_table):
+        raise UserError("give --schedule=SCHEDULE to time, or --latency_table=FILE")
     if flags.recipe:
         config = cli.load_recipe(Path(flags.recipe))
         model, name = model_of(config), config.model
     else:
         model, name = create_model(flags.model), flags.model
+    if flags.latency_table:
+        write_latency(flags, model, name, sizes, command)
+        return
     others = [text for text in flags.against.split(",") if text and text != "dense"]
     cases = {"dense": None} | {
         text: parse_compression(text, model, name) for text in [flags.schedule, *others]
@@ -70,6 +93,30 @@ def benchmark(flags: argparse.Namespace, command: str) -> None:
         if flags.out:
             file = f"{name}_{flags.dtype}_b{batch_size}.json"
             write_json(Path(flags.out) / file, record)
+
+
+def write_latency(
+    flags: argparse.Namespace, model: Model, name: str, sizes: list[int], command: str
+) -> None:
+    """Measures a latency table, prints it and writes it.
+
+    Raises:
+        UserError: flags that make no table.
+    """
+    if flags.schedule or flags.against or len(sizes) > 1 or flags.checks < 0:
+        raise UserError(
+            "a latency table is of one batch size, and takes no --schedule or "
+            f"--against; give --batch=64 or the like, got --batch={flags.batch}, "
+            f"--schedule={flags.schedule!r}, --checks={flags.checks}"
+        )
+    if flags.dtype not in DTYPES:
+        raise UserError(f"--dtype must be one of {DTYPES}, got {flags.dtype!r}")
+    rule_of(flags.rule)
+    make_folder(Path(flags.latency_table).parent)
+    how = How(flags.rule, sizes[0], flags.dtype, flags.rounds, flags.checks)
+    table = measure_latency(model, name, how, command)
+    table.save(flags.latency_table)
+    print(f"{latency_table(table)}\n{flags.latency_table}")
 
 
 def batch_sizes(text: str) -> list[int]:

@@ -11,7 +11,7 @@ from diffrate_jax import parallel
 from diffrate_jax.batches import prepare
 from diffrate_jax.budget import CLOSE, one_more
 from diffrate_jax.compress import Masked, counts_of
-from diffrate_jax.cost import HasCost, cost_macs
+from diffrate_jax.cost import Measure
 from diffrate_jax.distributed import stop_if_asked
 from diffrate_jax.files import Json
 from diffrate_jax.models import Model, Params, forward
@@ -20,7 +20,7 @@ from diffrate_jax.progress import track
 from diffrate_jax.rates import Kept
 from diffrate_jax.recipe import Recipe
 from diffrate_jax.schedule import Schedule
-from diffrate_jax.shapes import Array
+from diffrate_jax.shapes import Array, Geometry
 
 ROUNDS, TRIED, SURE = 4, 4, 2
 # From a schedule to each held-out image's loss [n].
@@ -90,7 +90,7 @@ def held_out_loss(
     return loss
 
 
-def refine(schedule: Schedule, model: HasCost, macs: float, loss: Loss) -> Refined:
+def refine(schedule: Schedule, measure: Measure, limit: float, loss: Loss) -> Refined:
     """Exchanges tokens between two blocks while that lowers the loss.
 
     In each round every block is tried with one token more and one fewer; the exchanges
@@ -98,20 +98,20 @@ def refine(schedule: Schedule, model: HasCost, macs: float, loss: Loss) -> Refin
     images is larger than two standard errors.
 
     Args:
-        schedule: costs at most `macs`.
-        model: with geometry and cost terms.
-        macs: multiply-accumulates not to be exceeded.
+        schedule: costs at most `limit`.
+        measure: what schedules cost.
+        limit: cost not to be exceeded.
         loss: of a schedule, for each held-out image.
     """
     moves, now_n = [], loss(schedule)
     with track(ROUNDS, "last tokens", unit="round") as bar:
         while True:
-            gains = measure(schedule, model, loss, now_n)
+            gains = gains_of(schedule, measure.geometry, loss, now_n)
             bar.update()
             found = (
                 None
                 if len(moves) == ROUNDS - 1
-                else best_move(schedule, model, macs, loss, now_n, gains)
+                else best_move(schedule, measure, limit, loss, now_n, gains)
             )
             if found is None:
                 break
@@ -120,32 +120,31 @@ def refine(schedule: Schedule, model: HasCost, macs: float, loss: Loss) -> Refin
     return Refined(schedule, float(now_n.mean()), tuple(gains), tuple(moves))
 
 
-def measure(
-    schedule: Schedule, model: HasCost, loss: Loss, now_n: np.ndarray
+def gains_of(
+    schedule: Schedule, geometry: Geometry, loss: Loss, now_n: np.ndarray
 ) -> list[dict[str, Json]]:
     """Returns what one token more or fewer does to the loss, block by block."""
 
     def change(neighbour: Schedule | None) -> float | None:
         return None if neighbour is None else float((loss(neighbour) - now_n).mean())
 
-    geometry = model.geometry
     return [
         {
             "block": block,
             "more": change(one_more(schedule, block, geometry)),
-            "fewer": change(one_fewer(schedule, block, model)),
+            "fewer": change(one_fewer(schedule, block, geometry)),
         }
         for block in np.flatnonzero(geometry.compress).tolist()
     ]
 
 
-def one_fewer(schedule: Schedule, block: int, model: HasCost) -> Schedule | None:
+def one_fewer(schedule: Schedule, block: int, geometry: Geometry) -> Schedule | None:
     """Returns the schedule with one token fewer after a block, None if it cannot."""
     merge = list(schedule.merge)
     merge[block] -= 1
-    if merge[block] <= model.geometry.prefix_tokens:
+    if merge[block] <= geometry.prefix_tokens:
         return None
-    new = dataclasses.replace(schedule, merge=tuple(merge)).feasible(model.geometry)
+    new = dataclasses.replace(schedule, merge=tuple(merge)).feasible(geometry)
     return None if new.merge[block] == schedule.merge[block] else new
 
 
@@ -175,15 +174,17 @@ class Exchange:
 
 def best_move(
     schedule: Schedule,
-    model: HasCost,
-    macs: float,
+    measure: Measure,
+    limit: float,
     loss: Loss,
     now_n: np.ndarray,
     gains: list[dict[str, Json]],
 ) -> tuple[Schedule, np.ndarray, dict[str, Json]] | None:
     """Returns the best move's schedule, losses and record; None if none pays."""
     by_block = {gain["block"]: gain for gain in gains}
-    found = [(e.promise(by_block), e) for e in exchanges(schedule, model, macs, gains)]
+    found = [
+        (e.promise(by_block), e) for e in exchanges(schedule, measure, limit, gains)
+    ]
     promising = sorted((row for row in found if row[0] < 0), key=lambda row: row[0])
     best = None
     for _, exchange in promising[:TRIED]:
@@ -197,41 +198,42 @@ def best_move(
 
 
 def exchanges(
-    schedule: Schedule, model: HasCost, macs: float, gains: list[dict[str, Json]]
+    schedule: Schedule, measure: Measure, limit: float, gains: list[dict[str, Json]]
 ) -> Iterator[Exchange]:
     """Yields what any two measured blocks can exchange within the budget."""
-    least = min(CLOSE * macs, cost_macs(model, schedule))
+    least = min(CLOSE * limit, measure(schedule))
     givers = [None, *(g["block"] for g in gains if g["fewer"] is not None)]
     takers = [g["block"] for g in gains if g["more"] is not None]
     for more, fewer in itertools.product(takers, givers):
         if more == fewer:
             continue
-        found = exchange(schedule, more, fewer, model, macs)
-        if found is not None and cost_macs(model, found.schedule) >= least:
+        found = exchange(schedule, more, fewer, measure, limit)
+        if found is not None and measure(found.schedule) >= least:
             yield found
 
 
 def exchange(
-    schedule: Schedule, more: int, fewer: int | None, model: HasCost, macs: float
+    schedule: Schedule, more: int, fewer: int | None, measure: Measure, limit: float
 ) -> Exchange | None:
     """Exchanges one token of the dearer block for what it buys of the cheaper one.
 
     Args:
-        schedule: costs at most `macs`.
+        schedule: costs at most `limit`.
         more: block to leave more tokens.
         fewer: block to leave fewer; None: there is room in the budget.
-        model: with geometry and cost terms.
-        macs: multiply-accumulates not to be exceeded.
+        measure: what schedules cost.
+        limit: cost not to be exceeded.
 
     Returns:
         None if one of the blocks cannot, or too few can be taken.
     """
-    fits = lambda s: s is not None and cost_macs(model, s) <= macs  # noqa: E731
-    now, given, taken = one_more(schedule, more, model.geometry), 1, 0
+    fits = lambda s: s is not None and measure(s) <= limit  # noqa: E731
+    geometry = measure.geometry
+    now, given, taken = one_more(schedule, more, geometry), 1, 0
     while now is not None and fewer is not None and (taken == 0 or not fits(now)):
-        now, taken = one_fewer(now, fewer, model), taken + 1
+        now, taken = one_fewer(now, fewer, geometry), taken + 1
     if not fits(now):
         return None
-    while taken == 1 and fits(longer := one_more(now, more, model.geometry)):
+    while taken == 1 and fits(longer := one_more(now, more, geometry)):
         now, given = longer, given + 1
     return Exchange(now, (more, given), None if fewer is None else (fewer, taken))
