@@ -56,7 +56,7 @@ def parser() -> cli.Parser:
         "--checks",
         type=int,
         default=4,
-        help="with --latency_table: random schedules to predict and to time (default 4)",
+        help="with --latency_table: random schedules to predict and time (default 4)",
     )
     flags.add_argument("--out", help="folder for one JSON file per batch size")
     return flags
@@ -64,23 +64,12 @@ def parser() -> cli.Parser:
 
 def benchmark(flags: argparse.Namespace, command: str) -> None:
     """Times every batch size and prints a table for each."""
-    if bool(flags.model) == bool(flags.recipe):
-        raise UserError("give either --model=NAME or --recipe=FILE")
+    if not flags.schedule:
+        raise UserError("give --schedule=SCHEDULE to time, or --latency_table=FILE")
     sizes = batch_sizes(flags.batch)
-    if flags.rounds < 1:
-        raise UserError(f"--rounds must be at least 1, got {flags.rounds}")
     if flags.out:
         make_folder(Path(flags.out))
-    if not (flags.schedule or flags.latency_table):
-        raise UserError("give --schedule=SCHEDULE to time, or --latency_table=FILE")
-    if flags.recipe:
-        config = cli.load_recipe(Path(flags.recipe))
-        model, name = model_of(config), config.model
-    else:
-        model, name = create_model(flags.model), flags.model
-    if flags.latency_table:
-        write_latency(flags, model, name, sizes, command)
-        return
+    model, name = chosen_model(flags)
     others = [text for text in flags.against.split(",") if text and text != "dense"]
     cases = {"dense": None} | {
         text: parse_compression(text, model, name) for text in [flags.schedule, *others]
@@ -95,14 +84,13 @@ def benchmark(flags: argparse.Namespace, command: str) -> None:
             write_json(Path(flags.out) / file, record)
 
 
-def write_latency(
-    flags: argparse.Namespace, model: Model, name: str, sizes: list[int], command: str
-) -> None:
+def write_latency(flags: argparse.Namespace, command: str) -> None:
     """Measures a latency table, prints it and writes it.
 
     Raises:
         UserError: flags that make no table.
     """
+    sizes = batch_sizes(flags.batch)
     if flags.schedule or flags.against or len(sizes) > 1 or flags.checks < 0:
         raise UserError(
             "a latency table is of one batch size, and takes no --schedule or "
@@ -112,11 +100,26 @@ def write_latency(
     if flags.dtype not in DTYPES:
         raise UserError(f"--dtype must be one of {DTYPES}, got {flags.dtype!r}")
     rule_of(flags.rule)
-    make_folder(Path(flags.latency_table).parent)
+    path = Path(flags.latency_table)
+    make_folder(path.parent)
     how = How(flags.rule, sizes[0], flags.dtype, flags.rounds, flags.checks)
-    table = measure_latency(model, name, how, command)
-    table.save(flags.latency_table)
-    print(f"{latency_table(table)}\n{flags.latency_table}")
+    table = measure_latency(*chosen_model(flags), how, command)
+    table.save(path)
+    print(f"{latency_table(table)}\n{path}")
+
+
+def chosen_model(flags: argparse.Namespace) -> tuple[Model, str]:
+    """Returns the model that is timed, and its name.
+
+    Raises:
+        UserError: none or two are named, or a model that does not exist.
+    """
+    if bool(flags.model) == bool(flags.recipe):
+        raise UserError("give either --model=NAME or --recipe=FILE")
+    if flags.model:
+        return create_model(flags.model), flags.model
+    config = cli.load_recipe(Path(flags.recipe))
+    return model_of(config), config.model
 
 
 def batch_sizes(text: str) -> list[int]:
@@ -135,7 +138,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     argv = sys.argv if argv is None else argv
     command = cli.command("benchmark", argv)
-    return cli.report_errors(lambda: benchmark(parser().parse_args(argv[1:]), command))
+
+    def run() -> None:
+        flags = parser().parse_args(argv[1:])
+        if flags.rounds < 1:
+            raise UserError(f"--rounds must be at least 1, got {flags.rounds}")
+        (write_latency if flags.latency_table else benchmark)(flags, command)
+
+    return cli.report_errors(run)
 
 
 if __name__ == "__main__":
