@@ -61,17 +61,30 @@ def parse_budget(
             "search as config.latency_table"
         )
     measure = latency if in_ms else macs_of(model)
-    dense = measure(None)
-    limit = dense * number / 100 if share else number * measure.unit.size
-    least = measure(smallest_schedule(model))
+    limit = measure(None) * number / 100 if share else number * measure.unit.size
+    check_reach(text, limit, measure)
+    return Budget(text, limit, measure)
+
+
+def check_reach(text: str, limit: float, measure: Measure) -> None:
+    """Refuses what no schedule costs.
+
+    Raises:
+        UserError: saying what they cost.
+    """
+    dense, least = measure(None), measure(smallest_schedule(measure))
+    if least >= dense:
+        raise UserError(
+            f"the target {text} is out of reach: by the latency table compressing this "
+            f"model takes longer than it saves ({measure.unit.show(dense)} dense, "
+            f"{measure.unit.show(least)} compressed most); measure larger batches"
+        )
     if not least <= limit <= dense:
-        size, symbol = measure.unit.size, measure.unit.symbol
         raise UserError(
             f"the target {text} is out of reach: this model's schedules cost between "
-            f"{least / size:.4g} and {dense / size:.4g} {symbol} "
+            f"{least / measure.unit.size:.4g} and {measure.unit.show(dense)} "
             f"({least / dense:.1%} to 100%); choose one of them"
         )
-    return Budget(text, limit, measure)
 
 
 def smallest_schedule(model: HasCost | Measure) -> Schedule:

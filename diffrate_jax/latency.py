@@ -172,6 +172,14 @@ class LatencyTable:
                 f"{rule!r}; measure it with benchmark --latency_table=FILE "
                 f"--rule={rule}"
             )
+        blocks = sorted(block for row in self.terms.times for block in row.blocks)
+        # What enters the blocks of later stages is fixed, and so is what they take.
+        wanted = range(model.geometry.first_stage)
+        if blocks != list(wanted):
+            raise UserError(
+                f"the latency table must tell of every block once, from 0 to "
+                f"{wanted[-1]}, got {blocks}; measure again"
+            )
         return Measure(model.geometry, self.terms, MILLISECONDS)
 
     def summary(self) -> dict[str, Json]:

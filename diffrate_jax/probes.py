@@ -82,10 +82,8 @@ def kinds_of(model: Model) -> tuple[tuple[int, ...], ...]:
     The last block of a plain vision transformer is a kind of its own, since its head
     reads few of its tokens. What enters a later stage is always as much.
     """
-    last = model.geometry.depth - 1
-    if isinstance(model, ViT):
-        return tuple(range(last)), (last,)
-    return (tuple(range(min(block for block, _ in model.geometry.later_stages))),)
+    blocks = tuple(range(model.geometry.first_stage))
+    return (blocks[:-1], blocks[-1:]) if isinstance(model, ViT) else (blocks,)
 
 
 def shortened(model: Model, depth: int) -> Model:
