@@ -31,6 +31,7 @@ SHARES = (1.0, 0.9, 0.8, 0.7, 0.55, 0.4, 0.25, 0.1)
 RATIOS = (0.97, 0.92, 0.85, 0.7, 0.5)
 # Whole schedules cost between these shares of the dense model's operations.
 CHECKED = (0.4, 0.9)
+POLISHES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +179,7 @@ def measure_latency(model: Model, name: str, how: How, command: str) -> LatencyT
 
 
 def timed(probes: Sequence[Probe], how: How) -> dict[str, float]:
-    """Compiles probes and times them in turn; returns median milliseconds by name."""
+    """Compiles probes and times them in turn; returns milliseconds by name."""
     params, cases = {}, []
     with track(len(probes), "compile", unit="program") as bar:
         for probe in probes:
@@ -195,7 +196,25 @@ def timed(probes: Sequence[Probe], how: How) -> dict[str, float]:
             cases.append(Timed(probe.name, predict, cost))
             bar.update()
     rows = time_in_turn(cases, probes[0].model.image_size, rounds=how.rounds)
-    return {row["name"]: 1e3 * float(np.median(row["seconds"])) for row in rows}
+    ms = 1e3 * steady(np.array([row["seconds"] for row in rows]))
+    return {row["name"]: float(time) for row, time in zip(rows, ms, strict=True)}
+
+
+def steady(seconds: np.ndarray) -> np.ndarray:
+    """Returns the median time of each program, rounds brought to one pace.
+
+    A machine that others use too is now slow and now fast. If it changes halfway, plain
+    medians fall to either side. So time is taken to be a program's own times its
+    round's pace (median polish; Tukey 1977, chapter 11).
+
+    Args:
+        seconds: of each program in each round [programs, rounds].
+    """
+    pace = np.ones(seconds.shape[1])
+    for _ in range(POLISHES):
+        own = np.median(seconds / pace, axis=1)
+        pace = np.median(seconds / own[:, None], axis=0)
+    return own * np.median(pace)
 
 
 def terms_of(model: Model, timings: Sequence[Timing]) -> LatencyTerms:

@@ -397,6 +397,21 @@ def test_a_fit_never_gives_a_token_for_nothing():
     assert alone.times(0, [0]).blocks == (0,)
 
 
+@pytest.mark.parametrize("slow", range(4, 8))
+def test_times_are_those_of_one_pace(slow: int):
+    """Half of the rounds, and some of a round, on a machine half as fast."""
+    own, rng = np.linspace(1, 3, 20), np.random.default_rng(slow)
+    pace = np.ones((20, 11))
+    pace[:, slow:] = 2.0
+    pace[:9, slow - 1] = 2.0
+    seconds = own[:, None] * pace * rng.uniform(0.99, 1.01, pace.shape)
+    found = probes.steady(seconds)
+    np.testing.assert_allclose(found / found[0], own / own[0], rtol=0.02)
+    assert found[0] == pytest.approx(1.0, rel=0.02) or found[0] == pytest.approx(
+        2.0, rel=0.02
+    )
+
+
 RECIPE = """
 from configs import quickstart
 
