@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.linalg import block_diag
 from scipy.optimize import nnls
 
 from diffrate_jax.latency import BlockTimes
@@ -46,7 +47,7 @@ class Fit:
     rises by from knot to knot, what the MLP rises by, the factors of compression.
 
     Args:
-        timings: what was measured.
+        timings: what was measured; first of all the dense model.
         knots: at which the curves are sought, rising.
         mlp_share: from knot to knot, the MLP's share of a token's operations.
         num_kinds: of blocks.
@@ -61,13 +62,8 @@ class Fit:
     ) -> None:
         self._knots, self._num_kinds = knots, num_kinds
         self._num_bases = 1 + max(timing.base for timing in timings)
-        shortest = min(len(timing.steps) for timing in timings)
-        # The scale of all prior knowledge: a dense block, roughly.
-        self._block_ms = max(
-            timing.ms / len(timing.steps)
-            for timing in timings
-            if len(timing.steps) > shortest or shortest == len(timings[0].steps)
-        )
+        # The scale of all that is known before.
+        self._block_ms = timings[0].ms / len(timings[0].steps)
         data = np.array([self._row(timing) / timing.ms for timing in timings])
         prior = self._prior(mlp_share)
         wanted = np.concatenate([np.ones(len(data)), np.zeros(len(prior))])
@@ -93,33 +89,28 @@ class Fit:
         return np.concatenate([[1], passed(coming), passed(left), compress])
 
     def _prior(self, mlp_share: np.ndarray) -> np.ndarray:
-        """Returns equations whose right side is 0."""
-        count, most = len(self._knots) - 1, self._knots[-1]
-        # Per unknown: in shares of a dense block.
-        slope = np.diag(most / np.diff(self._knots))
-        none = np.zeros((count, count))
-        bend = np.diff(slope, axis=0)
-        blank = np.zeros_like(bend)
-        attention, mlp = slope * mlp_share[:, None], slope * (1 - mlp_share)[:, None]
-        sizes = np.diag([1, most, most**2, most**2 / 4])
-        curves = np.concatenate(
+        """Returns equations whose right side is 0, in shares of a dense block."""
+        rises, most = np.diff(self._knots), self._knots[-1]
+        slope = np.diag(most / rises)
+        none, bend = np.zeros((len(rises) - 1, len(rises))), np.diff(slope, axis=0)
+        own = mlp_share[:, None] * slope, (mlp_share[:, None] - 1) * slope
+        curves = np.block(
             [
-                BEND * np.concatenate([bend, blank], axis=1),
-                BEND * np.concatenate([blank, bend], axis=1),
-                SHARE * np.concatenate([-attention, mlp], axis=1),
+                [BEND * bend, none],
+                [none, BEND * bend],
+                [SHARE * own[0], SHARE * own[1]],
             ]
         )
-        del none
-        own = np.zeros((len(curves) + 4, self._per_kind))
-        own[: len(curves), 1:-4] = curves
-        own[len(curves) :, -4:] = COMPRESS * sizes
-        scale = np.concatenate([[1], np.diag(slope), np.diag(slope), np.diag(sizes)])
-        every = [
-            np.kron(np.eye(self._num_kinds), own),
-            np.kron(np.diff(np.eye(self._num_kinds), axis=0), OTHER * np.diag(scale)),
-        ]
-        rows = np.concatenate(every) / self._block_ms
-        return np.pad(rows, ((0, 0), (0, self._num_bases)))
+        factors = np.array([1, most, most**2, most**2 / 4])
+        compress = COMPRESS * np.diag(factors)
+        each = block_diag(curves, compress)
+        each = np.pad(each, ((0, 0), (1, 0)))  # Of the constant nothing is known.
+        scale = np.concatenate([[1], most / rises, most / rises, factors])
+        alike = np.kron(
+            np.diff(np.eye(self._num_kinds), axis=0), OTHER * np.diag(scale)
+        )
+        rows = np.concatenate([np.kron(np.eye(self._num_kinds), each), alike])
+        return np.pad(rows / self._block_ms, ((0, 0), (0, self._num_bases)))
 
     def times(self, kind: int, blocks: Sequence[int]) -> BlockTimes:
         """Returns the curves of a kind, for the blocks that are of it."""

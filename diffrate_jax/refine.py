@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from diffrate_jax.cost import Measure
 from diffrate_jax.distributed import stop_if_asked
 from diffrate_jax.files import Json
 from diffrate_jax.models import Model, Params, forward
+from diffrate_jax.moves import Loss, best_of, one_fewer, rest
 from diffrate_jax.objective import distance, wanted_outputs
 from diffrate_jax.progress import track
 from diffrate_jax.rates import Kept
@@ -22,9 +23,7 @@ from diffrate_jax.recipe import Recipe
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Array, Geometry
 
-ROUNDS, TRIED, SURE = 4, 4, 2
-# From a schedule to each held-out image's loss [n].
-Loss = Callable[[Schedule], np.ndarray]
+ROUNDS, TRIED = 4, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Refined:
         gains: for each block that may leave one token more or fewer, the change of the
             loss: {"block", "more", "fewer"}, None where it cannot.
         moves: what was exchanged: {"more", "fewer" (block and number of tokens),
-            "loss", "standard_error"}.
+            "loss", "standard_error"}; before them {"rests": block, …}, see `rest`.
     """
 
     schedule: Schedule
@@ -95,7 +94,8 @@ def refine(schedule: Schedule, measure: Measure, limit: float, loss: Loss) -> Re
 
     In each round every block is tried with one token more and one fewer; the exchanges
     that promise most are then measured, and the best is taken if its gain over all
-    images is larger than two standard errors.
+    images is larger than two standard errors. Before that, where compressing takes time
+    of its own, blocks are tried that leave it to others.
 
     Args:
         schedule: costs at most `limit`.
@@ -103,7 +103,9 @@ def refine(schedule: Schedule, measure: Measure, limit: float, loss: Loss) -> Re
         limit: cost not to be exceeded.
         loss: of a schedule, for each held-out image.
     """
-    moves, now_n = [], loss(schedule)
+    now_n = loss(schedule)
+    schedule, now_n, rested = rest(schedule, measure, limit, loss, now_n)
+    moves = []
     with track(ROUNDS, "last tokens", unit="round") as bar:
         while True:
             gains = gains_of(schedule, measure.geometry, loss, now_n)
@@ -117,7 +119,7 @@ def refine(schedule: Schedule, measure: Measure, limit: float, loss: Loss) -> Re
                 break
             schedule, now_n, move = found
             moves.append(move)
-    return Refined(schedule, float(now_n.mean()), tuple(gains), tuple(moves))
+    return Refined(schedule, float(now_n.mean()), tuple(gains), (*rested, *moves))
 
 
 def gains_of(
@@ -138,16 +140,6 @@ def gains_of(
     ]
 
 
-def one_fewer(schedule: Schedule, block: int, geometry: Geometry) -> Schedule | None:
-    """Returns the schedule with one token fewer after a block, None if it cannot."""
-    merge = list(schedule.merge)
-    merge[block] -= 1
-    if merge[block] <= geometry.prefix_tokens:
-        return None
-    new = dataclasses.replace(schedule, merge=tuple(merge)).feasible(geometry)
-    return None if new.merge[block] == schedule.merge[block] else new
-
-
 @dataclasses.dataclass(frozen=True)
 class Exchange:
     """Tokens given to one block, and taken from another to pay for them.
@@ -161,6 +153,10 @@ class Exchange:
     schedule: Schedule
     more: tuple[int, int]
     fewer: tuple[int, int] | None
+
+    def record(self) -> dict[str, Json]:
+        """Returns what is recorded of it."""
+        return {"more": self.more, "fewer": self.fewer}
 
     def promise(self, gains: Mapping[int, dict[str, Json]]) -> float:
         """Returns the change of the loss if every token counts as the first one."""
@@ -186,15 +182,8 @@ def best_move(
         (e.promise(by_block), e) for e in exchanges(schedule, measure, limit, gains)
     ]
     promising = sorted((row for row in found if row[0] < 0), key=lambda row: row[0])
-    best = None
-    for _, exchange in promising[:TRIED]:
-        then_n = loss(exchange.schedule)
-        change = float((then_n - now_n).mean())
-        error = float((then_n - now_n).std() / np.sqrt(len(now_n)))
-        if change < -SURE * error and (best is None or change < best[2]["loss"]):
-            move = {"more": exchange.more, "fewer": exchange.fewer, "loss": change}
-            best = exchange.schedule, then_n, move | {"standard_error": error}
-    return best
+    tried = [(e.schedule, e.record()) for _, e in promising[:TRIED]]
+    return best_of(tried, loss, now_n)
 
 
 def exchanges(

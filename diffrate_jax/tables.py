@@ -164,7 +164,7 @@ def summary(schedule: Schedule) -> str:
     """Returns cost, target and whether the search had settled, as one sentence."""
     found = schedule.provenance
     state = "settled" if found["settled"] else "still moving: more steps may help"
-    moved = len(found.get("moves", ()))
+    moved = sum("more" in move for move in found.get("moves", ()))
     timed = (
         f"{MILLISECONDS.show(found[LATENCY])} by table, " if LATENCY in found else ""
     )

@@ -469,3 +469,20 @@ def test_flags_that_make_no_table(tmp_path, capsys, flags: str, words: str):
     error = capsys.readouterr().err
     assert words in error
     assert "Traceback" not in error
+
+
+def test_blocks_rest_where_compressing_takes_longest():
+    """A loss that every token lowers alike: one block compresses for all."""
+    free = (times(compression=(0.0,) * 4), times(compression=(0.8, 0, 0, 0)))
+    for row, most in zip(free, (DEPTH, 1), strict=True):
+        terms = LatencyTerms(2.0, (row,))
+        measure = Measure(small().geometry, terms, MILLISECONDS)
+        start = dr.Schedule(None, (60, 55, 50, 45), rule=RULE)
+        loss = lambda s: np.full(4, -1.0 * sum(s.merge))  # noqa: E731
+        found = refine(start, measure, measure(start), loss)
+        steps = found.schedule.steps(measure.geometry)
+        assert sum(left < coming for coming, _, left in steps) <= most
+        assert measure(found.schedule) <= measure(start)
+        rested = [move["rests"] for move in found.moves if "rests" in move]
+        assert bool(rested) == (most == 1)
+        assert len(set(rested)) == len(rested)
