@@ -27,10 +27,11 @@ from diffrate_jax.files import Json
 from diffrate_jax.latency import LatencyTable
 from diffrate_jax.loop import Loop, Values
 from diffrate_jax.models import Model, Params, architecture
+from diffrate_jax.moves import Loss
 from diffrate_jax.objective import MATCH_DENSE
 from diffrate_jax.rates import candidate_counts
 from diffrate_jax.recipe import Recipe
-from diffrate_jax.refine import Loss, Refined, held_out_loss, refine
+from diffrate_jax.refine import Refined, held_out_loss, refine
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.workdir import claim
 

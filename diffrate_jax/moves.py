@@ -1,4 +1,4 @@
-"""Moves of a schedule: which of several is best; and blocks that leave work to others."""
+"""Moves of a schedule: the best of several, and blocks that leave work to others."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
