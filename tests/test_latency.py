@@ -347,7 +347,7 @@ def made_up_timings(noise: float, seed: int) -> tuple[list[Timing], LatencyTerms
     terms = LatencyTerms(2.0, (times(range(DEPTH - 1)), last))
     timings = []
     for probe in probes.probes_of(model, RULE):
-        timing, total = probe.timing(1.0), 3.0 - probe.is_whole
+        timing, total = probe.timing(1.0), 2.0
         for kind, row in enumerate(terms.times):
             steps = [s for s, k in zip(timing.steps, timing.kinds, strict=True)
                      if k == kind]  # fmt: skip
