@@ -8,7 +8,7 @@ from etils import epath
 
 from diffrate_jax.budget import first_stage_only, fit_to_budget, parse_budget, uniform
 from diffrate_jax.compress import Gathered, Masked
-from diffrate_jax.cost import HasCost, Measure, Unit
+from diffrate_jax.cost import HasCost, Measure, Unit, macs_of
 from diffrate_jax.errors import UserError
 from diffrate_jax.models.vit import Compression
 from diffrate_jax.published import published_schedule

@@ -22,7 +22,7 @@ from diffrate_jax.models.vit import ViT
 from diffrate_jax.progress import track
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Geometry
-from diffrate_jax.timing import Timed, time_in_turn
+from diffrate_jax.timing import ours, time_in_turn
 
 # Blocks of short models, shares of the tokens they are brought to, and shares of its
 # tokens that each block keeps.
@@ -195,11 +195,12 @@ def timed(probes: Sequence[Probe], how: How) -> dict[str, float]:
                 dtype=how.dtype,
             )
             cost = macs_of(probe.model)(probe.schedule)
-            cases.append(Timed(probe.name, predict, cost))
+            cases.append(ours(probe.name, predict, cost, dense=True))
             bar.update()
     # What comes first in a round finds a cold cache: it runs once more, uncounted.
     cases = [dataclasses.replace(cases[-1], name="first"), *cases]
-    rows = time_in_turn(cases, probes[0].model.image_size, rounds=how.rounds)[1:]
+    size = probes[0].model.image_size
+    rows = time_in_turn(cases, size, how.batch_size, rounds=how.rounds)[1:]
     ms = 1e3 * steady(np.array([row["seconds"] for row in rows]))
     return {row["name"]: float(time) for row, time in zip(rows, ms, strict=True)}
 
