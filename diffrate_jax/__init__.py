@@ -5,6 +5,7 @@ from diffrate_jax.cost import cost_macs
 from diffrate_jax.data.augment import Augment, normalise
 from diffrate_jax.errors import UserError
 from diffrate_jax.inference import compile_inference
+from diffrate_jax.latency import LatencyTable
 from diffrate_jax.learning import learn_schedule, learn_schedules
 from diffrate_jax.model_folder import load, save_model
 from diffrate_jax.models import (
@@ -26,6 +27,7 @@ __all__ = [
     "Augment",
     "Gathered",
     "Kept",
+    "LatencyTable",
     "Located",
     "Masked",
     "Rates",

@@ -8,7 +8,7 @@ from etils import epath
 
 from diffrate_jax.budget import first_stage_only, fit_to_budget, parse_budget, uniform
 from diffrate_jax.compress import Gathered, Masked
-from diffrate_jax.cost import HasCost, cost_macs
+from diffrate_jax.cost import HasCost, Measure, Unit, macs_of
 from diffrate_jax.errors import UserError
 from diffrate_jax.models.vit import Compression
 from diffrate_jax.published import published_schedule
@@ -46,8 +46,9 @@ def parse_compression(text: str, model: HasCost, name: str) -> Compression | Non
     elif kind == "tome":
         compression = ToMe(whole_number(value))
     elif kind == "uniform":
-        macs = parse_budget(value, model).macs
-        compression = Gathered(fit_to_budget(uniform(model), model, macs))
+        budget = parse_budget(value, model)
+        even = fit_to_budget(uniform(model), budget.measure, budget.limit)
+        compression = Gathered(even)
     elif epath.Path(text).exists():
         compression = Gathered(Schedule.load(text))
     else:
@@ -61,7 +62,7 @@ def parse_compression(text: str, model: HasCost, name: str) -> Compression | Non
 
 def cost_of(model: HasCost, compression: Compression | None) -> int:
     """Returns the multiply-accumulates of one image with a compression in place."""
-    return cost_macs(model, schedule_of(compression, model.geometry))
+    return macs_of(model)(schedule_of(compression, model.geometry))
 
 
 def schedule_of(compression: Compression | None, geometry: Geometry) -> Schedule:
@@ -91,43 +92,45 @@ def whole_number(text: str) -> int:
 
 
 def baselines(
-    model: HasCost, macs: int, seed: int = 0, rule: str = "diffrate"
+    measure: Measure, cost: float, seed: int = 0, rule: str = "diffrate"
 ) -> dict[str, Compression]:
     """Returns the baselines at a cost: none cheaper, none more than 2 % dearer.
 
     What no schedule of a family can cost is left out; standard error says so.
 
     Args:
-        model: with geometry and cost terms.
-        macs: multiply-accumulates of what they are compared with.
+        measure: what schedules cost. A latency table tells what their counts cost
+            by the rule that it was measured with.
+        cost: of what they are compared with.
         seed: of the random schedules.
         rule: that is run at ToMe's constant counts too.
     """
     rng = np.random.default_rng(seed)
-    randoms = [random_schedule(model, macs, rng) for _ in range(NUM_RANDOM)]
+    randoms = [random_schedule(measure, cost, rng) for _ in range(NUM_RANDOM)]
     named = {f"random {i}": schedule for i, schedule in enumerate(randoms, 1)}
-    return hand_made(model, macs, rule) | possible(named, macs)
+    return hand_made(measure, cost, rule) | possible(named, cost, measure.unit)
 
 
-def hand_made(model: HasCost, macs: int, rule: str) -> dict[str, Compression]:
+def hand_made(measure: Measure, cost: float, rule: str) -> dict[str, Compression]:
     """Returns the baselines that nobody draws; see `baselines`."""
-    constant = cheapest(model, macs, constant_removals(model))
+    geometry = measure.geometry
+    constant = cheapest(measure, cost, constant_removals(geometry))
     families = {
         "ToMe constant": constant,
-        "ToMe decreasing": cheapest(model, macs, linear_removals(model, 1, 0)),
-        "ToMe increasing": cheapest(model, macs, linear_removals(model, 0, 1)),
-        **uniform_schedules(model, constant, rule),
+        "ToMe decreasing": cheapest(measure, cost, linear_removals(geometry, 1, 0)),
+        "ToMe increasing": cheapest(measure, cost, linear_removals(geometry, 0, 1)),
+        **uniform_schedules(geometry, constant, rule),
     }
-    return possible(families, macs)
+    return possible(families, cost, measure.unit)
 
 
 def possible(
-    families: dict[str, Compression | None], macs: int
+    families: dict[str, Compression | None], cost: float, unit: Unit
 ) -> dict[str, Compression]:
     """Returns the families that can cost so much; standard error names the others."""
     for name in (name for name, found in families.items() if found is None):
         print(
-            f"left out: no {name} schedule costs {macs / 1e9:.4g} GMACs to within "
+            f"left out: no {name} schedule costs {unit.show(cost)} to within "
             f"{DEARER:.0%}",
             file=sys.stderr,
         )
@@ -135,7 +138,7 @@ def possible(
 
 
 def uniform_schedules(
-    model: HasCost, constant: ToMe | None, rule: str
+    geometry: Geometry, constant: ToMe | None, rule: str
 ) -> dict[str, Compression | None]:
     """Returns pruning alone, merging alone and a rule at ToMe's constant counts.
 
@@ -144,11 +147,11 @@ def uniform_schedules(
     rules = {"merge only": "diffrate"}
     if rule != "diffrate":
         rules[f"{rule} constant"] = rule
-    prunes = not model.geometry.only_merges
+    prunes = not geometry.only_merges
     if constant is None:
         return dict.fromkeys(["prune only"] * prunes + [*rules])
-    counts = constant.schedule(model.geometry).merge
-    dense = Schedule.dense(model.geometry).merge
+    counts = constant.schedule(geometry).merge
+    dense = Schedule.dense(geometry).merge
     merged = {
         name: Gathered(Schedule(None, counts, rule=rule))
         for name, rule in rules.items()
@@ -157,10 +160,10 @@ def uniform_schedules(
     return pruned | merged
 
 
-def constant_removals(model: HasCost) -> Iterator[tuple[int, ...]]:
+def constant_removals(geometry: Geometry) -> Iterator[tuple[int, ...]]:
     """Yields r per block: the same in all, or r + 1 in some neighbouring blocks."""
-    depth = model.geometry.depth
-    for r in range(model.geometry.num_patches):
+    depth = geometry.depth
+    for r in range(geometry.num_patches):
         for first in range(depth):
             for more in range(depth - first):
                 rest = depth - first - more
@@ -168,7 +171,7 @@ def constant_removals(model: HasCost) -> Iterator[tuple[int, ...]]:
 
 
 def linear_removals(
-    model: HasCost, first: float, last: float
+    geometry: Geometry, first: float, last: float
 ) -> Iterator[tuple[int, ...]]:
     """Yields r per block along a line, as ToMe's de- and increasing schedules do.
 
@@ -176,15 +179,15 @@ def linear_removals(
     one more: one step of r alone is 5 % of the cost.
 
     Args:
-        model: with geometry and cost terms.
+        geometry: of the model.
         first: height of the line at the first block, relative to its largest r.
         last: height at the last block.
     """
-    line = np.linspace(first, last, model.geometry.depth)
-    for most in np.arange(0, model.geometry.num_patches, 1 / 8):
+    line = np.linspace(first, last, geometry.depth)
+    for most in np.arange(0, geometry.num_patches, 1 / 8):
         for rounding in (0.0, 0.5):
             rounded = (most * line + rounding).astype(int)
-            for more in range(model.geometry.depth):
+            for more in range(geometry.depth):
                 # At the higher end, so that the numbers still fall, or rise.
                 ahead = np.argsort(-line, kind="stable")[:more]
                 longer = rounded.copy()
@@ -193,30 +196,30 @@ def linear_removals(
 
 
 def cheapest(
-    model: HasCost, macs: int, removals: Iterator[tuple[int, ...]]
+    measure: Measure, cost: float, removals: Iterator[tuple[int, ...]]
 ) -> ToMe | None:
-    """Returns the ToMe of least cost that costs `macs` or up to 2 % more, if any."""
-    priced = {r: cost_macs(model, ToMe(r)) for r in set(removals)}
-    allowed = [r for r in priced if macs <= priced[r] <= macs * (1 + DEARER)]
+    """Returns the ToMe of least cost that costs `cost` or up to 2 % more, if any."""
+    priced = {r: measure(ToMe(r)) for r in set(removals)}
+    allowed = [r for r in priced if cost <= priced[r] <= cost * (1 + DEARER)]
     if not allowed:
         return None
     return ToMe(min(allowed, key=lambda r: (priced[r], r)))
 
 
 def random_schedule(
-    model: HasCost, macs: int, rng: np.random.Generator
+    measure: Measure, cost: float, rng: np.random.Generator
 ) -> Gathered | None:
     """Returns sorted uniform draws, alternately prune and merge counts, at the cost.
 
     Where a model only merges, just every second draw is of use.
     """
-    geometry = model.geometry
+    geometry = measure.geometry
     draws = -np.sort(-rng.uniform(0, geometry.num_patches, 2 * geometry.depth))
     counts = geometry.prefix_tokens + np.ceil(draws).astype(int)
     prune = None if geometry.only_merges else counts[::2].tolist()
     drawn = Schedule(prune, first_stage_only(counts[1::2], geometry))
     for dearer in np.linspace(0.001, DEARER, 10):
-        schedule = fit_to_budget(drawn, model, macs * (1 + dearer))
-        if cost_macs(model, schedule) >= macs:
+        schedule = fit_to_budget(drawn, measure, cost * (1 + dearer))
+        if measure(schedule) >= cost:
             return Gathered(schedule)
     return None

@@ -13,9 +13,11 @@ from diffrate_jax.errors import UserError
 from diffrate_jax.files import Json, write_json
 from diffrate_jax.model_folder import load_params
 from diffrate_jax.models import Model, create_model, init_weights
-from diffrate_jax.recipes import model_of
+from diffrate_jax.probes import How, measure_latency
+from diffrate_jax.recipes import DTYPES, model_of
+from diffrate_jax.rules import rule_of
 from diffrate_jax.speed import Speed, run_benchmark
-from diffrate_jax.tables import benchmark_table
+from diffrate_jax.tables import benchmark_table, latency_table
 from diffrate_jax.workdir import make_folder
 
 EXAMPLES = """examples:
@@ -26,6 +28,8 @@ EXAMPLES = """examples:
   python -m diffrate_jax.benchmark --recipe=configs/quickstart.py \\
       --weights=runs/quickstart/train/weights.safetensors \\
       --schedule=runs/quickstart/schedule.json
+  python -m diffrate_jax.benchmark --model=deit_small_patch16_224 --batch=64 \\
+      --latency_table=tables/deit_small.json
   python -m diffrate_jax.benchmark --cells=configs/benchmarks/gpu.json \\
       --peers=timm,timm_compiled --minutes=9 --out=results/gpu
 
@@ -40,7 +44,9 @@ def parser() -> cli.Parser:
     flags.add_argument("--model", help="preset name")
     flags.add_argument("--recipe", help="config file whose model is taken instead")
     flags.add_argument("--weights", help="file or folder; random by default")
-    flags.add_argument("--schedule", help="published:2.9, tome:8, uniform:60%% or path")
+    flags.add_argument(
+        "--schedule", default="", help="published:2.9, tome:8, uniform:60%% or path"
+    )
     flags.add_argument(
         "--against", default="", help="more schedules, separated by commas"
     )
@@ -61,14 +67,26 @@ def parser() -> cli.Parser:
     flags.add_argument(
         "--minutes", type=float, default=inf, help="after which no cell may be running"
     )
+    flags.add_argument(
+        "--latency_table",
+        help="instead: measure a block's milliseconds by its tokens into this file, "
+        "for searches under budgets such as 6.5ms",
+    )
+    flags.add_argument(
+        "--rule", default="redundancy", help="with --latency_table: of the search"
+    )
+    flags.add_argument(
+        "--checks",
+        type=int,
+        default=4,
+        help="with --latency_table: random schedules to predict and time (default 4)",
+    )
     flags.add_argument("--out", help="folder for one JSON file per batch size")
     return flags
 
 
 def benchmark(flags: argparse.Namespace, command: str) -> None:
     """Times every batch size, or every cell of a table, and prints a table for each."""
-    if flags.rounds < 1:
-        raise UserError(f"--rounds must be at least 1, got {flags.rounds}")
     if flags.out:
         make_folder(Path(flags.out))
     records = cells_of if flags.cells else sizes_of
@@ -79,9 +97,11 @@ def benchmark(flags: argparse.Namespace, command: str) -> None:
 def sizes_of(flags: argparse.Namespace, command: str) -> Iterator[dict[str, Json]]:
     """Yields a record for each batch size of one model."""
     if not flags.schedule:
-        raise UserError("which schedule? Give --schedule=published:2.9, or another")
+        raise UserError(
+            "give --schedule=SCHEDULE to time, or --latency_table=FILE, or --cells"
+        )
     sizes = batch_sizes(flags.batch)
-    model, name = model_of_flags(flags)
+    model, name = chosen_model(flags)
     cases = cases_of(flags, flags.schedule, model, name)
     params = load_params(model, flags.weights) if flags.weights else init_weights(model)
     for batch_size in sizes:
@@ -91,16 +111,6 @@ def sizes_of(flags: argparse.Namespace, command: str) -> Iterator[dict[str, Json
             file = f"{name}_{flags.dtype}_b{batch_size}.json"
             write_json(Path(flags.out) / file, record)
         yield record
-
-
-def model_of_flags(flags: argparse.Namespace) -> tuple[Model, str]:
-    """Returns the model of `--model` or `--recipe`, and its name."""
-    if bool(flags.model) == bool(flags.recipe):
-        raise UserError("give either --model=NAME or --recipe=FILE")
-    if flags.model:
-        return create_model(flags.model), flags.model
-    config = cli.load_recipe(Path(flags.recipe))
-    return model_of(config), config.model
 
 
 def cells_of(flags: argparse.Namespace, command: str) -> Iterator[dict[str, Json]]:
@@ -153,6 +163,44 @@ def show(record: dict[str, Json]) -> None:
         print(f"{head}\n{benchmark_table(record)}", flush=True)
 
 
+def write_latency(flags: argparse.Namespace, command: str) -> None:
+    """Measures a latency table, prints it and writes it.
+
+    Raises:
+        UserError: flags that make no table.
+    """
+    sizes = batch_sizes(flags.batch)
+    if flags.schedule or flags.against or len(sizes) > 1 or flags.checks < 0:
+        raise UserError(
+            "a latency table is of one batch size, and takes no --schedule or "
+            f"--against; give --batch=64 or the like, got --batch={flags.batch}, "
+            f"--schedule={flags.schedule!r}, --checks={flags.checks}"
+        )
+    if flags.dtype not in DTYPES:
+        raise UserError(f"--dtype must be one of {DTYPES}, got {flags.dtype!r}")
+    rule_of(flags.rule)
+    path = Path(flags.latency_table)
+    make_folder(path.parent)
+    how = How(flags.rule, sizes[0], flags.dtype, flags.rounds, flags.checks)
+    table = measure_latency(*chosen_model(flags), how, command)
+    table.save(path)
+    print(f"{latency_table(table)}\n{path}")
+
+
+def chosen_model(flags: argparse.Namespace) -> tuple[Model, str]:
+    """Returns the model that is timed, and its name.
+
+    Raises:
+        UserError: none or two are named, or a model that does not exist.
+    """
+    if bool(flags.model) == bool(flags.recipe):
+        raise UserError("give either --model=NAME or --recipe=FILE")
+    if flags.model:
+        return create_model(flags.model), flags.model
+    config = cli.load_recipe(Path(flags.recipe))
+    return model_of(config), config.model
+
+
 def batch_sizes(text: str) -> list[int]:
     """Returns the batch sizes of a list such as "1,8,64".
 
@@ -169,7 +217,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     argv = sys.argv if argv is None else argv
     command = cli.command("benchmark", argv)
-    return cli.report_errors(lambda: benchmark(parser().parse_args(argv[1:]), command))
+
+    def run() -> None:
+        flags = parser().parse_args(argv[1:])
+        if flags.rounds < 1:
+            raise UserError(f"--rounds must be at least 1, got {flags.rounds}")
+        (write_latency if flags.latency_table else benchmark)(flags, command)
+
+    return cli.report_errors(run)
 
 
 if __name__ == "__main__":

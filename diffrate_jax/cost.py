@@ -1,9 +1,11 @@
-"""Cost in multiply-accumulates: one formula for integers and for traced counts.
+"""Costs of schedules: one way to count for integers and for traced counts.
 
-DiffRate, section 3.4; the papers call these FLOPs. Only matrix products count.
+Multiply-accumulates are counted as in DiffRate, section 3.4, where they are called
+FLOPs: only matrix products count. `latency` counts milliseconds.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
 import jax
@@ -13,6 +15,20 @@ from diffrate_jax.rates import Kept
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Array, Geometry
 from diffrate_jax.tome import ToMe
+
+Counts = Sequence[int] | Sequence[Array]
+
+
+class Terms(Protocol):
+    """What a model's blocks cost by the tokens that enter them and are left."""
+
+    def total(self, coming: Counts, left: Counts) -> float | Array:
+        """Returns the cost of a model, exact for integers, traced for traced counts.
+
+        Args:
+            coming: tokens that enter each block.
+            left: tokens after its compression.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +54,42 @@ class MacsTerms:
         terms = (self.linear_in, self.quadratic_in, self.linear_out)
         return tuple(t[block] if isinstance(t, tuple) else t for t in terms)
 
+    def total(self, coming: Counts, left: Counts) -> int | Array:
+        """Returns the multiply-accumulates of one image."""
+        number = float if any(isinstance(n, Array) for n in left) else int
+        total = number(self.fixed)
+        for block, (tokens, kept) in enumerate(zip(coming, left, strict=True)):
+            linear_in, quadratic_in, linear_out = map(number, self.of_block(block))
+            total += linear_in * tokens + linear_out * kept
+            total += quadratic_in * tokens * tokens
+        return total
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """What costs are counted in.
+
+    Attributes:
+        name: key of costs in records.
+        symbol: of the unit that users read and write.
+        size: how many costs make one such unit.
+    """
+
+    name: str
+    symbol: str
+    size: float
+
+    def show(self, cost: float) -> str:
+        """Returns a cost as users read it.
+
+        >>> MACS.show(2_900_000_000)
+        '2.9 GMACs'
+        """
+        return f"{cost / self.size:.4g} {self.symbol}"
+
+
+MACS = Unit("macs", "GMACs", 1e9)
+
 
 class HasCost(Protocol):
     """A model that states its geometry and its cost terms."""
@@ -51,37 +103,68 @@ class HasCost(Protocol):
         """The model's cost terms."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """What a model's schedules cost, in one unit: all that a search knows of costs.
+
+    Attributes:
+        geometry: of the model.
+        terms: what its blocks cost.
+        unit: of the costs.
+    """
+
+    geometry: Geometry
+    terms: Terms
+    unit: Unit
+
+    def __call__(self, counts: Kept | Schedule | ToMe | None) -> float | Array:
+        """Returns the cost.
+
+        Args:
+            counts: a `Schedule` or `ToMe` gives an exact number, as does None (dense);
+                `Kept` of a forward pass gives a float32 scalar whose gradient goes
+                whole to the prune and the merge count of a block, whichever is
+                smaller, and not to the tokens that came in (the published rule).
+
+        Raises:
+            UserError: a schedule that does not fit the model.
+        """
+        geometry = self.geometry
+        if counts is None:
+            counts = Schedule.dense(geometry)
+        if isinstance(counts, ToMe):
+            counts = counts.schedule(geometry)
+        traced = isinstance(counts, Kept)
+        if not traced:
+            counts.check(geometry)
+        least = straight_through_minimum if traced else min
+        coming, left, last = [], [], geometry.num_tokens
+        for block in range(geometry.depth):
+            tokens = geometry.coming(block, last)
+            kept = [c[block] for c in (counts.prune, counts.merge) if c is not None]
+            last = least(tokens, *kept)
+            coming.append(tokens)
+            left.append(last)
+        return self.terms.total(coming, left)
+
+
+def macs_of(model: HasCost) -> Measure:
+    """Returns what schedules of a model cost in multiply-accumulates of one image."""
+    return Measure(model.geometry, model.macs, MACS)
+
+
 def cost_macs(model: HasCost, counts: Kept | Schedule | ToMe | None) -> int | Array:
-    """Returns the multiply-accumulates of one image.
+    """Returns the multiply-accumulates of one image; see `Measure`.
 
     Args:
         model: with geometry and cost terms.
         counts: a `Schedule` or `ToMe` gives an exact int, as does None (dense);
-            `Kept` of a forward pass gives a float32 scalar whose gradient goes
-            whole to the prune and the merge count of a block, whichever is smaller,
-            and not to the tokens that came in (the published rule).
+            `Kept` a float32 scalar with gradients.
 
     Raises:
         UserError: a schedule that does not fit the model.
     """
-    geometry, terms = model.geometry, model.macs
-    if counts is None:
-        counts = Schedule.dense(geometry)
-    if isinstance(counts, ToMe):
-        counts = counts.schedule(geometry)
-    traced = isinstance(counts, Kept)
-    if not traced:
-        counts.check(geometry)
-    number = float if traced else int
-    total, left = number(terms.fixed), geometry.num_tokens
-    for block in range(geometry.depth):
-        tokens = geometry.coming(block, left)
-        kept = [c[block] for c in (counts.prune, counts.merge) if c is not None]
-        left = straight_through_minimum(tokens, *kept) if traced else min(tokens, *kept)
-        linear_in, quadratic_in, linear_out = map(number, terms.of_block(block))
-        total += linear_in * tokens + linear_out * left
-        total += quadratic_in * tokens * tokens
-    return total
+    return macs_of(model)(counts)
 
 
 def straight_through_minimum(tokens: Array | float, *counts: Array) -> Array:

@@ -12,7 +12,7 @@ from diffrate_jax import parallel
 from diffrate_jax.batches import prepare
 from diffrate_jax.budget import Budget, fit_to_budget, uniform
 from diffrate_jax.compress import Masked
-from diffrate_jax.cost import cost_macs
+from diffrate_jax.cost import Measure, cost_macs
 from diffrate_jax.loop import Values
 from diffrate_jax.models import Model, Params, forward
 from diffrate_jax.objective import distance, wanted_outputs
@@ -40,7 +40,7 @@ class Method(Protocol):
     def masked(self, learned: Learned, share: Array) -> Masked:
         """Returns the compression that the rates stand for."""
 
-    def penalty(self, macs: Array, budget: Array) -> Array:
+    def penalty(self, cost: Array, budget: Array) -> Array:
         """Returns what the loss adds for the cost."""
 
     def update(
@@ -95,20 +95,24 @@ class Moment:
     budget: Array
 
 
-def moment(step: Array, recipe: Recipe, macs_T: np.ndarray) -> Moment:
-    """Returns where a step is; `macs_T` holds the start's cost and the targets'."""
+def moment(step: Array, recipe: Recipe, cost_T: np.ndarray) -> Moment:
+    """Returns where a step is; `cost_T` holds the start's cost and the targets'."""
     index, local = step // recipe.steps, step % recipe.steps
     share = local / recipe.steps
-    before, target = jnp.asarray(macs_T)[index], jnp.asarray(macs_T)[index + 1]
+    before, target = jnp.asarray(cost_T)[index], jnp.asarray(cost_T)[index + 1]
     done = (local + 1) / max(recipe.tighten * recipe.steps, 1.0)
     budget = before + (target - before) * jnp.minimum(done, 1.0)
     return Moment(index, share, local == 0, target, budget)
 
 
-def method_of(model: Model, recipe: Recipe) -> Method:
-    """Returns the recipe's way of learning rates."""
+def method_of(measure: Measure, recipe: Recipe) -> Method:
+    """Returns the recipe's way of learning rates under budgets of a measure.
+
+    Raises:
+        UserError: a penalty in another unit than the measure's.
+    """
     methods = {"projected": Projected, "penalised": Penalised}
-    return methods[recipe.method](model, recipe)
+    return methods[recipe.method](measure, recipe)
 
 
 def start_of(
@@ -130,14 +134,15 @@ def start_of(
         return Schedule.dense(model.geometry)
     if recipe.method == "penalised":
         return None
-    return fit_to_budget(uniform(model, recipe.rule), model, budgets[0].macs)
+    dearest = budgets[0]
+    return fit_to_budget(uniform(model, recipe.rule), dearest.measure, dearest.limit)
 
 
 def initial_state(
     model: Model, recipe: Recipe, budgets: Sequence[Budget]
 ) -> SearchState:
     """Returns the state before the first step."""
-    method = method_of(model, recipe)
+    method = method_of(budgets[0].measure, recipe)
     learned = method.start(start_of(model, recipe, budgets))
     every = jax.tree.map(lambda x: jnp.stack([x] * len(budgets)), learned)
     step = jnp.zeros((), jnp.int32)
@@ -148,10 +153,11 @@ def search_step(
     model: Model, recipe: Recipe, budgets: Sequence[Budget]
 ) -> Callable[[SearchState, Params, dict[str, Array]], tuple[SearchState, Values]]:
     """Returns the plain function of one step; run it under `parallel.pmap_step`."""
-    method = method_of(model, recipe)
+    measure = budgets[0].measure
+    method = method_of(measure, recipe)
     start = start_of(model, recipe, budgets)
-    first = budgets[0].macs if start is None else cost_macs(model, start)
-    macs_T = np.array([first, *(budget.macs for budget in budgets)], np.float32)
+    first = budgets[0].limit if start is None else measure(start)
+    cost_T = np.array([first, *(budget.limit for budget in budgets)], np.float32)
 
     def loss(learned: Learned, params: Params, batch: dict, key: Array, now: Moment):
         images, labels_BV, keys_B = prepare(
@@ -162,16 +168,16 @@ def search_step(
         how = {"drop_path": recipe.drop_path, "rng": keys_B, "remat": recipe.remat}
         out = forward(model, params, images, run, **how)
         value = distance(recipe.objective, out.logits, wanted_BV).mean()
-        macs = cost_macs(model, out.kept)
-        penalty = method.penalty(macs, now.target)
-        return value + penalty, (value, macs, out.kept)
+        cost = measure(out.kept)
+        penalty = method.penalty(cost, now.target)
+        return value + penalty, (value, cost, out.kept)
 
     def step(
         state: SearchState, params: Params, batch: dict[str, Array]
     ) -> tuple[SearchState, Values]:
-        now = moment(state.step, recipe, macs_T)
+        now = moment(state.step, recipe, cost_T)
         key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
-        gradient, (value, macs, kept) = jax.grad(loss, has_aux=True)(
+        gradient, (value, cost, kept) = jax.grad(loss, has_aux=True)(
             state.learned, params, batch, key, now
         )
         gradient, value = parallel.mean((gradient, value))
@@ -180,10 +186,11 @@ def search_step(
             state.learned, optimiser, gradient, now.share, now.budget
         )
         values = {
-            "loss": value + method.penalty(macs, now.target),
+            "loss": value + method.penalty(cost, now.target),
             "objective": value,
-            "macs": macs,
-            "target_macs": now.target,
+            "macs": cost_macs(model, kept),
+            measure.unit.name: cost,
+            f"target_{measure.unit.name}": now.target,
             "prune": kept.merge if kept.prune is None else kept.prune,
             "merge": kept.merge,
         }

@@ -13,11 +13,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffrate_jax import parallel, recipes
-from diffrate_jax.budget import parse_budget
-from diffrate_jax.cost import cost_macs
+from diffrate_jax.cost import Unit, cost_macs
 from diffrate_jax.descent import initial_state, search_step
 from diffrate_jax.errors import UserError
-from diffrate_jax.learning import searched
+from diffrate_jax.learning import budgets_of, searched
 from diffrate_jax.models import Model, init_weights
 
 SAVES_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
@@ -31,6 +30,7 @@ class DryRun:
         model: name of its preset or family.
         dense_macs: cost of the dense model.
         targets: budgets as they were given, and what they cost.
+        unit: of these costs.
         steps: of all targets together.
         batch_size: images of a step on all devices.
         devices: over which a step would run.
@@ -43,7 +43,8 @@ class DryRun:
 
     model: str
     dense_macs: int
-    targets: dict[str, int]
+    targets: dict[str, float]
+    unit: Unit
     steps: int
     batch_size: int
     devices: int
@@ -76,8 +77,8 @@ def dry_run(config: ConfigDict, devices: int) -> DryRun:
     model = recipes.model_of(config)
     recipe = recipes.search_recipe(config, model)
     model = searched(model, recipe)
-    texts = recipes.targets_of(config)
-    budgets = [parse_budget(text, model) for text in texts]
+    targets = recipes.targets_of(config)
+    budgets = budgets_of(model, recipe, targets, recipes.latency_of(config))
     params = jax.eval_shape(lambda: init_weights(model))
     step = parallel.on_one_device(search_step(model, recipe, budgets))
     began = time.perf_counter()
@@ -89,7 +90,8 @@ def dry_run(config: ConfigDict, devices: int) -> DryRun:
     return DryRun(
         model=config.model,
         dense_macs=cost_macs(model, None),
-        targets={budget.text: budget.macs for budget in budgets},
+        targets={budget.text: budget.limit for budget in budgets},
+        unit=budgets[0].measure.unit,
         steps=config.steps * len(budgets),
         batch_size=config.batch_size,
         devices=devices,

@@ -32,6 +32,7 @@ from diffrate_jax.baselines import (
     parse_compression,
     schedule_of,
 )
+from diffrate_jax.cost import macs_of
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import write_json
 from diffrate_jax.models import Model
@@ -62,10 +63,10 @@ def evaluate(
     name, target = named(values.schedule, compression)
     cases = {name: compression} | others(values.against, model, config.model)
     if values.baselines:
-        macs = cost_of(model, compression)
+        measure, macs = macs_of(model), cost_of(model, compression)
         rule = schedule_of(compression, model.geometry).rule
         cases = {"dense": None} | cases
-        cases |= baselines(model, macs, config.seed, rule)
+        cases |= baselines(measure, macs, config.seed, rule)
     record = run_evaluation(config, workdir, cases, command, target)
     write_json(workdir / "evaluation.json", record)
     print(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from etils import epath
 from diffrate_jax.batches import Batches, checked, skip
 from diffrate_jax.budget import Budget, fit_to_budget, parse_budget
 from diffrate_jax.checkpoint import fingerprint
-from diffrate_jax.cost import cost_macs
+from diffrate_jax.cost import Unit, cost_macs
 from diffrate_jax.descent import (
     Learned,
     SearchState,
@@ -23,12 +24,14 @@ from diffrate_jax.descent import (
 )
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import Json
+from diffrate_jax.latency import LatencyTable
 from diffrate_jax.loop import Loop, Values
 from diffrate_jax.models import Model, Params, architecture
+from diffrate_jax.moves import Loss
 from diffrate_jax.objective import MATCH_DENSE
 from diffrate_jax.rates import candidate_counts
 from diffrate_jax.recipe import Recipe
-from diffrate_jax.refine import Loss, Refined, held_out_loss, refine
+from diffrate_jax.refine import Refined, held_out_loss, refine
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.workdir import claim
 
@@ -64,6 +67,7 @@ def learn_schedule(
     target: str | float,
     *,
     recipe: Recipe | None = None,
+    latency: LatencyTable | None = None,
     workdir: str | Path | None = None,
     checkpoint_every: int = 100,
     log_every: int = 10,
@@ -77,8 +81,9 @@ def learn_schedule(
             normalised floats; labels [B] integers, or [B, V] probabilities, needed only
             where the objective is cross entropy. Or a function from a step to such an
             iterator, which makes resuming exact.
-        target: "2.9" GMACs, or "60%" of the dense cost.
+        target: "2.9" GMACs, "60%" of the dense cost, or "6.5ms" of a batch.
         recipe: how, and how bytes are normalised: as ImageNet's by default.
+        latency: the model's table, which targets in milliseconds need.
         workdir: folder of checkpoints and metrics; none are written by default.
         checkpoint_every: steps between checkpoints.
         log_every: steps between lines of metrics.
@@ -93,6 +98,7 @@ def learn_schedule(
         batches,
         [target],
         recipe=recipe,
+        latency=latency,
         workdir=workdir,
         checkpoint_every=checkpoint_every,
         log_every=log_every,
@@ -106,6 +112,7 @@ def learn_schedules(
     targets: Sequence[str | float],
     *,
     recipe: Recipe | None = None,
+    latency: LatencyTable | None = None,
     workdir: str | Path | None = None,
     checkpoint_every: int = 100,
     log_every: int = 10,
@@ -121,15 +128,16 @@ def learn_schedules(
     """
     recipe = recipe or Recipe()
     model = searched(model, recipe)
-    wanted = [parse_budget(target, model) for target in targets]
-    budgets = sorted(wanted, key=lambda budget: -budget.macs)
+    wanted = budgets_of(model, recipe, targets, latency)
+    budgets = sorted(wanted, key=lambda budget: -budget.limit)
     candidate_counts(model.geometry.num_patches, recipe.granularity)
     folder = None if workdir is None else epath.Path(workdir)
     if folder is not None:
-        claim(folder, identity(model, params, budgets, recipe), "search.json")
+        claim(folder, identity(model, params, budgets, recipe, latency), "search.json")
     held_out, stream = set_aside(model, recipe, batches)
     steps = recipe.steps * len(budgets)
-    loop = Loop("search", steps, folder, checkpoint_every, log_every, describe)
+    shown = partial(describe, budgets[0].measure.unit)
+    loop = Loop("search", steps, folder, checkpoint_every, log_every, shown)
     state = loop.run(
         search_step(model, recipe, budgets),
         initial_state(model, recipe, budgets),
@@ -155,6 +163,36 @@ def searched(model: Model, recipe: Recipe) -> Model:
     if recipe.blocks == "model" or model.compress is not None:
         return model
     return model.clone(compress=(True,) * model.depth)
+
+
+def budgets_of(
+    model: Model,
+    recipe: Recipe,
+    targets: Sequence[str | float],
+    latency: LatencyTable | None = None,
+) -> list[Budget]:
+    """Returns the budgets of a search, all in one unit.
+
+    Args:
+        model: as it is `searched`.
+        recipe: of the search.
+        targets: see `learn_schedule`.
+        latency: table that targets in milliseconds need.
+
+    Raises:
+        UserError: a target that is none or out of reach, a table of another model or
+            rule, or targets in several units.
+    """
+    measure = None if latency is None else latency.measure(model, recipe.rule)
+    budgets = [parse_budget(target, model, measure) for target in targets]
+    units = sorted({budget.measure.unit.symbol for budget in budgets})
+    if len(units) > 1:
+        raise UserError(
+            f"the targets of one search are all in one unit, got {' and '.join(units)};"
+            " make a search of each"
+        )
+    method_of(budgets[0].measure, recipe)  # Refuses what does not fit it.
+    return budgets
 
 
 def set_aside(
@@ -186,10 +224,15 @@ def set_aside(
 
 
 def identity(
-    model: Model, params: Params, budgets: Sequence[Budget], recipe: Recipe
+    model: Model,
+    params: Params,
+    budgets: Sequence[Budget],
+    recipe: Recipe,
+    latency: LatencyTable | None,
 ) -> dict[str, Json]:
     """Returns all that a search depends on, except the stream of batches."""
-    return {
+    table = {} if latency is None else {"latency": latency.record()}
+    return table | {
         "target": [budget.text for budget in budgets],
         "recipe": dataclasses.asdict(recipe),
         "model": architecture(model) | {"dtype": jnp.dtype(model.dtype).name},
@@ -211,7 +254,8 @@ def found(
     loss: Loss | None,
 ) -> SearchResult:
     """Returns what the rates of one target stand for, brought to its budget."""
-    method = method_of(model, recipe)
+    measure = budget.measure
+    method = method_of(measure, recipe)
     rates, late = row(state.found, index), row(state.late, index)
 
     def counts(rates: Learned) -> Schedule:
@@ -220,15 +264,17 @@ def found(
 
     learned = counts(rates)
     moved = np.subtract(learned.merge, counts(late).merge)
-    schedule, refined = fit_to_budget(learned, model, budget.macs), None
+    schedule, refined = fit_to_budget(learned, measure, budget.limit), None
     if loss is not None:
-        refined = refine(schedule, model, budget.macs, loss)
+        refined = refine(schedule, measure, budget.limit, loss)
         schedule = refined.schedule
     macs, settled = cost_macs(model, schedule), bool(abs(moved).max() <= SETTLED)
     provenance = {
         "target": budget.text,
         "macs": macs,
         "dense_macs": cost_macs(model, None),
+        measure.unit.name: measure(schedule),
+        f"dense_{measure.unit.name}": measure(None),
         "learned": {"prune": learned.prune, "merge": learned.merge},
         "settled": settled,
         "model": architecture(model),
@@ -243,8 +289,8 @@ def found(
     return SearchResult(schedule, learned, rates, macs, refined, settled)
 
 
-def describe(values: Values) -> str:
+def describe(unit: Unit, values: Values) -> str:
     """Returns what the progress bar shows: cost against target and the counts."""
     counts = " ".join(str(round(float(count))) for count in values["merge"])
-    share = values["macs"] / values["target_macs"]
+    share = values[unit.name] / values[f"target_{unit.name}"]
     return f"loss {values['loss']:.3g}, cost {share:.1%} of target, kept {counts}"

@@ -88,12 +88,14 @@ def draw_costs(axes: Axes, metrics: Mapping[str, Sequence[SearchStep]]) -> None:
     for colour, (name, curve) in zip(itertools.cycle(OTHERS), metrics.items()):
         steps = [step.step for step in curve]
         macs = [step.macs / scale for step in curve]
-        target = [step.target_macs / scale for step in curve]
+        target = [step.target_macs for step in curve]
         axes.plot(
             steps, macs, color=colour, label=_run_name(name), **_line_style(curve)
         )
-        axes.plot(steps, target, "--", color=colour, linewidth=1.2, label=label)
-        label = None
+        if None not in target:
+            ends = [macs / scale for macs in target]
+            axes.plot(steps, ends, "--", color=colour, linewidth=1.2, label=label)
+            label = None
     axes.set_ylabel(f"cost per image, {unit}")
 
 

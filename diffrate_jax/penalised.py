@@ -5,7 +5,8 @@ import numpy as np
 import optax
 
 from diffrate_jax.compress import Masked
-from diffrate_jax.cost import HasCost, cost_macs
+from diffrate_jax.cost import MACS, Measure
+from diffrate_jax.errors import UserError
 from diffrate_jax.rates import CEILING_SLACK, Rates, candidate_counts, zero_rates
 from diffrate_jax.recipe import Recipe
 from diffrate_jax.rules import rule_of
@@ -21,8 +22,13 @@ INSIDE = CEILING_SLACK / 2
 class Penalised:
     """Moves rate logits; see `descent.Method` (DiffRate, section 4.1)."""
 
-    def __init__(self, model: HasCost, recipe: Recipe) -> None:
-        self._model, self._recipe = model, recipe
+    def __init__(self, measure: Measure, recipe: Recipe) -> None:
+        if recipe.penalty_unit == "gmacs" and measure.unit != MACS:
+            raise UserError(
+                f"penalty_unit is 'gmacs' and the budget is in {measure.unit.symbol}; "
+                "use 'relative', which fits every unit"
+            )
+        self._measure, self._recipe = measure, recipe
         self._optimiser = optax.inject_hyperparams(optax.adamw)(
             recipe.learning_rate, weight_decay=0.0
         )
@@ -36,7 +42,7 @@ class Penalised:
         Of all distributions with the expectation wanted, the least committed one: its
         logits rise in a line with the count.
         """
-        geometry, recipe = self._model.geometry, self._recipe
+        geometry, recipe = self._measure.geometry, self._recipe
         prune = rule_of(recipe.rule, geometry).prunes
         rates = zero_rates(geometry, recipe.granularity, prune=prune)
         if schedule is None:
@@ -59,12 +65,12 @@ class Penalised:
         """Returns the compression."""
         return Masked(rates, self._recipe.reference, self._recipe.rule)
 
-    def penalty(self, macs: Array, budget: Array) -> Array:
+    def penalty(self, cost: Array, budget: Array) -> Array:
         """Returns the weighted squared distance between cost and target."""
-        unit = 1e9
+        unit = MACS.size
         if self._recipe.penalty_unit == "relative":
-            unit = cost_macs(self._model, None) / PUBLISHED_DENSE_GMACS
-        return self._recipe.penalty * ((macs - budget) / unit) ** 2
+            unit = self._measure(None) / PUBLISHED_DENSE_GMACS
+        return self._recipe.penalty * ((cost - budget) / unit) ** 2
 
     def update(
         self,

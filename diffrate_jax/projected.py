@@ -2,7 +2,7 @@
 
 The marginal value of a token is the gradient of the objective by a block's expected
 count, taken over the few tokens next in line (`rates.Located`). At the best schedule
-all blocks earn the same per multiply-accumulate. So the gradient loses its component
+all blocks earn the same for what they cost. So the gradient loses its component
 along that of the cost, and what rounding leaves over is taken back by shifting counts
 by their prices: the budget holds at every step and no penalty has to be weighed.
 """
@@ -15,7 +15,7 @@ from flax import struct
 
 from diffrate_jax.compress import Masked, feasible
 from diffrate_jax.constraint import on_budget
-from diffrate_jax.cost import HasCost, cost_macs
+from diffrate_jax.cost import Measure
 from diffrate_jax.rates import Kept, Located
 from diffrate_jax.recipe import Recipe
 from diffrate_jax.rules import rule_of
@@ -43,11 +43,11 @@ class Projected:
     compress that after pruning, if the rule prunes, and that after merging.
     """
 
-    def __init__(self, model: HasCost, recipe: Recipe) -> None:
-        self._model, self._recipe = model, recipe
-        self._geometry = model.geometry
+    def __init__(self, measure: Measure, recipe: Recipe) -> None:
+        self._measure, self._recipe = measure, recipe
+        self._geometry = measure.geometry
         self._free = np.flatnonzero(self._geometry.compress)
-        self._per_block = 1 + rule_of(recipe.rule, model.geometry).prunes
+        self._per_block = 1 + rule_of(recipe.rule, measure.geometry).prunes
 
     def start(self, schedule: Schedule) -> Array:
         """Returns expected counts [M] that stand for exactly a schedule's counts."""
@@ -71,7 +71,7 @@ class Projected:
         prune_L = rows_PL[0] if self._per_block == 2 else None
         return Masked(Located(prune_L, rows_PL[-1], spread), rule=self._recipe.rule)
 
-    def penalty(self, macs: Array, budget: Array) -> Array:
+    def penalty(self, cost: Array, budget: Array) -> Array:
         """Returns 0: the budget always holds."""
         return jnp.zeros(())
 
@@ -112,7 +112,7 @@ class Projected:
         price: tokens are dropped where that is better than folding them.
         """
         merge_L = self._by_block(expected_M)[-1] + HALF + self._geometry.prefix_tokens
-        return cost_macs(self._model, Kept(None, merge_L))
+        return self._measure(Kept(None, merge_L))
 
     def _lift(self, expected_M: Array) -> Array:
         """Raises counts to the fewest that the rule can leave."""

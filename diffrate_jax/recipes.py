@@ -19,6 +19,7 @@ from diffrate_jax.distributed import first_process_first
 from diffrate_jax.errors import UserError, did_you_mean
 from diffrate_jax.evaluation import Evaluator
 from diffrate_jax.files import digest
+from diffrate_jax.latency import LatencyTable
 from diffrate_jax.model_folder import load_params
 from diffrate_jax.models import Model, Params, create_model, init_weights
 from diffrate_jax.preprocess import Preprocess, of_preset, published
@@ -246,6 +247,16 @@ def search_recipe(config: ConfigDict, model: Model) -> Recipe:
 def targets_of(config: ConfigDict) -> list[str]:
     """Returns the budgets of a search: `targets`, or else the one `target`."""
     return [str(target) for target in config.targets or (config.target,)]
+
+
+def latency_of(config: ConfigDict) -> LatencyTable | None:
+    """Returns the config's latency table, None where it names none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = config.latency_table
+    return LatencyTable.load(local_path(path)) if path else None
 
 
 def train_recipe(config: ConfigDict, model: Model) -> TrainRecipe:

@@ -79,6 +79,10 @@ _KINDS: Mapping[Any, tuple[str, Callable[[Any], bool]]] = {
     int: ("a whole number", is_whole),
     Positive: ("a whole number above 0", lambda value: is_whole(value) and value > 0),
     float: ("a finite number", _is_number),
+    float | None: (
+        "a finite number or null",
+        lambda value: value is None or _is_number(value),
+    ),
     PositiveFloat: ("a number above 0", _is_above),
     tuple[PositiveFloat, ...]: (
         "a list of numbers above 0",

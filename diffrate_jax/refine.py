@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -11,20 +11,19 @@ from diffrate_jax import parallel
 from diffrate_jax.batches import prepare
 from diffrate_jax.budget import CLOSE, one_more
 from diffrate_jax.compress import Masked, counts_of
-from diffrate_jax.cost import HasCost, cost_macs
+from diffrate_jax.cost import Measure
 from diffrate_jax.distributed import stop_if_asked
 from diffrate_jax.files import Json
 from diffrate_jax.models import Model, Params, forward
+from diffrate_jax.moves import Loss, best_of, one_fewer, rest
 from diffrate_jax.objective import distance, wanted_outputs
 from diffrate_jax.progress import track
 from diffrate_jax.rates import Kept
 from diffrate_jax.recipe import Recipe
 from diffrate_jax.schedule import Schedule
-from diffrate_jax.shapes import Array
+from diffrate_jax.shapes import Array, Geometry
 
-ROUNDS, TRIED, SURE = 4, 4, 2
-# From a schedule to each held-out image's loss [n].
-Loss = Callable[[Schedule], np.ndarray]
+ROUNDS, TRIED = 4, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Refined:
         gains: for each block that may leave one token more or fewer, the change of the
             loss: {"block", "more", "fewer"}, None where it cannot.
         moves: what was exchanged: {"more", "fewer" (block and number of tokens),
-            "loss", "standard_error"}.
+            "loss", "standard_error"}; before them {"rests": block, …}, see `rest`.
     """
 
     schedule: Schedule
@@ -90,63 +89,55 @@ def held_out_loss(
     return loss
 
 
-def refine(schedule: Schedule, model: HasCost, macs: float, loss: Loss) -> Refined:
+def refine(schedule: Schedule, measure: Measure, limit: float, loss: Loss) -> Refined:
     """Exchanges tokens between two blocks while that lowers the loss.
 
     In each round every block is tried with one token more and one fewer; the exchanges
     that promise most are then measured, and the best is taken if its gain over all
-    images is larger than two standard errors.
+    images is larger than two standard errors. Before that, where compressing takes time
+    of its own, blocks are tried that leave it to others.
 
     Args:
-        schedule: costs at most `macs`.
-        model: with geometry and cost terms.
-        macs: multiply-accumulates not to be exceeded.
+        schedule: costs at most `limit`.
+        measure: what schedules cost.
+        limit: cost not to be exceeded.
         loss: of a schedule, for each held-out image.
     """
-    moves, now_n = [], loss(schedule)
+    now_n = loss(schedule)
+    schedule, now_n, rested = rest(schedule, measure, limit, loss, now_n)
+    moves = []
     with track(ROUNDS, "last tokens", unit="round") as bar:
         while True:
-            gains = measure(schedule, model, loss, now_n)
+            gains = gains_of(schedule, measure.geometry, loss, now_n)
             bar.update()
             found = (
                 None
                 if len(moves) == ROUNDS - 1
-                else best_move(schedule, model, macs, loss, now_n, gains)
+                else best_move(schedule, measure, limit, loss, now_n, gains)
             )
             if found is None:
                 break
             schedule, now_n, move = found
             moves.append(move)
-    return Refined(schedule, float(now_n.mean()), tuple(gains), tuple(moves))
+    return Refined(schedule, float(now_n.mean()), tuple(gains), (*rested, *moves))
 
 
-def measure(
-    schedule: Schedule, model: HasCost, loss: Loss, now_n: np.ndarray
+def gains_of(
+    schedule: Schedule, geometry: Geometry, loss: Loss, now_n: np.ndarray
 ) -> list[dict[str, Json]]:
     """Returns what one token more or fewer does to the loss, block by block."""
 
     def change(neighbour: Schedule | None) -> float | None:
         return None if neighbour is None else float((loss(neighbour) - now_n).mean())
 
-    geometry = model.geometry
     return [
         {
             "block": block,
             "more": change(one_more(schedule, block, geometry)),
-            "fewer": change(one_fewer(schedule, block, model)),
+            "fewer": change(one_fewer(schedule, block, geometry)),
         }
         for block in np.flatnonzero(geometry.compress).tolist()
     ]
-
-
-def one_fewer(schedule: Schedule, block: int, model: HasCost) -> Schedule | None:
-    """Returns the schedule with one token fewer after a block, None if it cannot."""
-    merge = list(schedule.merge)
-    merge[block] -= 1
-    if merge[block] <= model.geometry.prefix_tokens:
-        return None
-    new = dataclasses.replace(schedule, merge=tuple(merge)).feasible(model.geometry)
-    return None if new.merge[block] == schedule.merge[block] else new
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +154,10 @@ class Exchange:
     more: tuple[int, int]
     fewer: tuple[int, int] | None
 
+    def record(self) -> dict[str, Json]:
+        """Returns what is recorded of it."""
+        return {"more": self.more, "fewer": self.fewer}
+
     def promise(self, gains: Mapping[int, dict[str, Json]]) -> float:
         """Returns the change of the loss if every token counts as the first one."""
         block, tokens = self.more
@@ -175,63 +170,59 @@ class Exchange:
 
 def best_move(
     schedule: Schedule,
-    model: HasCost,
-    macs: float,
+    measure: Measure,
+    limit: float,
     loss: Loss,
     now_n: np.ndarray,
     gains: list[dict[str, Json]],
 ) -> tuple[Schedule, np.ndarray, dict[str, Json]] | None:
     """Returns the best move's schedule, losses and record; None if none pays."""
     by_block = {gain["block"]: gain for gain in gains}
-    found = [(e.promise(by_block), e) for e in exchanges(schedule, model, macs, gains)]
+    found = [
+        (e.promise(by_block), e) for e in exchanges(schedule, measure, limit, gains)
+    ]
     promising = sorted((row for row in found if row[0] < 0), key=lambda row: row[0])
-    best = None
-    for _, exchange in promising[:TRIED]:
-        then_n = loss(exchange.schedule)
-        change = float((then_n - now_n).mean())
-        error = float((then_n - now_n).std() / np.sqrt(len(now_n)))
-        if change < -SURE * error and (best is None or change < best[2]["loss"]):
-            move = {"more": exchange.more, "fewer": exchange.fewer, "loss": change}
-            best = exchange.schedule, then_n, move | {"standard_error": error}
-    return best
+    tried = [(e.schedule, e.record()) for _, e in promising[:TRIED]]
+    return best_of(tried, loss, now_n)
 
 
 def exchanges(
-    schedule: Schedule, model: HasCost, macs: float, gains: list[dict[str, Json]]
+    schedule: Schedule, measure: Measure, limit: float, gains: list[dict[str, Json]]
 ) -> Iterator[Exchange]:
     """Yields what any two measured blocks can exchange within the budget."""
-    least = min(CLOSE * macs, cost_macs(model, schedule))
+    least = min(CLOSE * limit, measure(schedule))
     givers = [None, *(g["block"] for g in gains if g["fewer"] is not None)]
     takers = [g["block"] for g in gains if g["more"] is not None]
     for more, fewer in itertools.product(takers, givers):
         if more == fewer:
             continue
-        found = exchange(schedule, more, fewer, model, macs)
-        if found is not None and cost_macs(model, found.schedule) >= least:
+        found = exchange(schedule, more, fewer, measure, limit)
+        if found is not None and measure(found.schedule) >= least:
             yield found
 
 
 def exchange(
-    schedule: Schedule, more: int, fewer: int | None, model: HasCost, macs: float
+    schedule: Schedule, more: int, fewer: int | None, measure: Measure, limit: float
 ) -> Exchange | None:
     """Exchanges one token of the dearer block for what it buys of the cheaper one.
 
     Args:
-        schedule: costs at most `macs`.
+        schedule: costs at most `limit`.
         more: block to leave more tokens.
         fewer: block to leave fewer; None: there is room in the budget.
-        model: with geometry and cost terms.
-        macs: multiply-accumulates not to be exceeded.
+        measure: what schedules cost.
+        limit: cost not to be exceeded.
 
     Returns:
         None if one of the blocks cannot, or too few can be taken.
     """
-    fits = lambda s: s is not None and cost_macs(model, s) <= macs  # noqa: E731
-    now, given, taken = one_more(schedule, more, model.geometry), 1, 0
+    fits = lambda s: s is not None and measure(s) <= limit  # noqa: E731
+    geometry = measure.geometry
+    now, given, taken = one_more(schedule, more, geometry), 1, 0
     while now is not None and fewer is not None and (taken == 0 or not fits(now)):
-        now, taken = one_fewer(now, fewer, model), taken + 1
+        now, taken = one_fewer(now, fewer, geometry), taken + 1
     if not fits(now):
         return None
-    while taken == 1 and fits(longer := one_more(now, more, model.geometry)):
+    while taken == 1 and fits(longer := one_more(now, more, geometry)):
         now, given = longer, given + 1
     return Exchange(now, (more, given), None if fewer is None else (fewer, taken))

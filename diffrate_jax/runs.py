@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from diffrate_jax import cli, recipes
 from diffrate_jax.baselines import Cases, baselines, parse_compression, schedule_of
 from diffrate_jax.compress import Gathered
-from diffrate_jax.cost import cost_macs
+from diffrate_jax.cost import cost_macs, macs_of
 from diffrate_jax.errors import UserError
 from diffrate_jax.evaluation import score_row
 from diffrate_jax.files import Json
@@ -68,8 +68,8 @@ def run_training(
 def with_baselines(model: Model, schedule: Schedule, seed: int) -> Cases:
     """Returns dense, a schedule, and every baseline at the schedule's cost."""
     cases: Cases = {"dense": None, "learned": Gathered(schedule)}
-    macs = cost_macs(model, schedule)
-    return cases | baselines(model, macs, seed, schedule.rule)
+    measure = macs_of(model)
+    return cases | baselines(measure, measure(schedule), seed, schedule.rule)
 
 
 def run_evaluation(

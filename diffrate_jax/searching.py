@@ -10,17 +10,22 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from diffrate_jax import cli, recipes
-from diffrate_jax.baselines import hand_made
-from diffrate_jax.budget import parse_budget
+from diffrate_jax.baselines import hand_made, schedule_of
 from diffrate_jax.compress import Gathered
-from diffrate_jax.cost import cost_macs
+from diffrate_jax.cost import Measure, macs_of
 from diffrate_jax.data import Batch, Dataset
 from diffrate_jax.data.augment import Colour, normalise
 from diffrate_jax.data.held_out import HeldOut
 from diffrate_jax.errors import UserError
 from diffrate_jax.evaluation import Evaluator, score_row
 from diffrate_jax.files import Json, write_json
-from diffrate_jax.learning import SearchResult, learn_schedules
+from diffrate_jax.latency import MILLISECONDS
+from diffrate_jax.learning import (
+    SearchResult,
+    budgets_of,
+    learn_schedules,
+    searched,
+)
 from diffrate_jax.models import Model, Params, forward
 from diffrate_jax.objective import MATCH_DENSE
 from diffrate_jax.progress import say
@@ -41,15 +46,16 @@ def run_search(config: ConfigDict, workdir: epath.Path) -> list[Schedule]:
     """
     model = recipes.model_of(config)
     targets = recipes.targets_of(config)
-    for target in targets:
-        parse_budget(target, model)
-    recipe = recipes.search_recipe(config, model)
+    recipe, latency = recipes.search_recipe(config, model), recipes.latency_of(config)
+    budgets_of(searched(model, recipe), recipe, targets, latency)
     candidate_counts(model.geometry.num_patches, recipe.granularity)
     params = recipes.params_of(config, model)
     dataset = recipes.dataset_of(config, model)
     check_labels(config, dataset, model)
     batches = recipes.batches_of(config, dataset)
     run = {"program": "search", "weights_sha256": recipes.weights_digest(config)}
+    if latency is not None:
+        run["latency"] = latency.record()
     claim(workdir, config.to_dict() | run)
     say(recipes.preprocess_of(config, model))
     files = [schedule_file(target, alone=len(targets) == 1) for target in targets]
@@ -61,6 +67,7 @@ def run_search(config: ConfigDict, workdir: epath.Path) -> list[Schedule]:
         batches,
         targets,
         recipe=recipe,
+        latency=latency,
         workdir=workdir,
         checkpoint_every=config.checkpoint_every,
         log_every=config.log_every,
@@ -105,16 +112,19 @@ def described(config: ConfigDict, result: SearchResult) -> Schedule:
         "seed": config.seed,
         "version": __version__,
     }
+    if MILLISECONDS.name in provenance:
+        provenance["latency_table"] = recipes.latency_of(config).summary()
     return dataclasses.replace(result.schedule, provenance=provenance)
 
 
 def pareto(targets: list[str], schedules: list[Schedule]) -> dict[str, Json]:
     """Returns the front that a run with several targets found, dearest first."""
+    names = ("macs", MILLISECONDS.name)
     rows = [
         {
             "target": target,
             "file": schedule_file(target, alone=False),
-            "macs": schedule.provenance["macs"],
+            **{n: v for n, v in schedule.provenance.items() if n in names},
             "fraction": schedule.provenance["macs"] / schedule.provenance["dense_macs"],
             "held_out_loss": schedule.provenance.get("held_out_loss"),
             "rule": schedule.rule,
@@ -140,10 +150,12 @@ def compare(config: ConfigDict, schedule: Schedule, command: str) -> dict[str, J
     dataset = recipes.dataset_of(config, model)
     if config.compare_images:
         cases = {"dense": None, "learned": Gathered(schedule)}
-        cases |= hand_made(model, cost_macs(model, schedule), schedule.rule)
+        measure = measure_of(config, model, schedule)
+        cases |= hand_made(measure, measure(schedule), schedule.rule)
         evaluator = evaluator_of(config, model, dataset)
         rows = [
             score_row(name, model, case, evaluator.score(case, name))
+            | {measure.unit.name: measure(schedule_of(case, model.geometry))}
             for name, case in cases.items()
         ]
     return {
@@ -155,6 +167,13 @@ def compare(config: ConfigDict, schedule: Schedule, command: str) -> dict[str, J
         "labels": "dataset" if fits(dataset, model) else "dense model",
         "rows": rows,
     }
+
+
+def measure_of(config: ConfigDict, model: Model, schedule: Schedule) -> Measure:
+    """Returns what a found schedule's budget was counted in."""
+    if MILLISECONDS.name in schedule.provenance:
+        return recipes.latency_of(config).measure(model, schedule.rule)
+    return macs_of(model)
 
 
 def fits(dataset: Dataset, model: Model) -> bool:

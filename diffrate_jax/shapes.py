@@ -49,6 +49,11 @@ class Geometry:
         return self.num_tokens - self.prefix_tokens
 
     @property
+    def first_stage(self) -> int:
+        """Number of attention blocks before the first that starts anew; or of all."""
+        return min((block for block, _ in self.later_stages), default=self.depth)
+
+    @property
     def only_merges(self) -> bool:
         """Whether no token may be dropped, as its place has to be filled again."""
         return bool(self.later_stages)

@@ -7,13 +7,18 @@ import numpy as np
 
 from diffrate_jax.dry_run import DryRun
 from diffrate_jax.files import Json
+from diffrate_jax.latency import MILLISECONDS, LatencyTable
 from diffrate_jax.schedule import Schedule
+
+LATENCY = MILLISECONDS.name
 
 
 def evaluation_table(record: dict[str, Json]) -> str:
     """Returns accuracy and cost of each row; random schedules as one line."""
     right = "as dense %" if record.get("labels") == "dense model" else "top-1 %"
     rows = [["", right, "loss", "GMACs", "of dense", "images/s"]]
+    timed = LATENCY in record["rows"][0]
+    rows[0] += ["ms by table"] * timed
     plain = [r for r in record["rows"] if not r["name"].startswith("random")]
     for row in plain:
         rows.append(
@@ -24,6 +29,7 @@ def evaluation_table(record: dict[str, Json]) -> str:
                 f"{row['macs'] / 1e9:.4g}",
                 f"{row['fraction']:.1%}",
                 f"{row['images_per_second']:.0f}" if row["images_per_second"] else "–",
+                *([f"{row[LATENCY]:.4g}"] if timed else []),
             ]
         )
     drawn = [r for r in record["rows"] if r["name"].startswith("random")]
@@ -49,7 +55,7 @@ def dry_run_table(found: DryRun, tflops: float) -> str:
     span = datetime.timedelta(seconds=round(found.seconds(tflops)))
     rate = found.steps * found.batch_size / found.seconds(tflops)
     targets = [
-        f"{text} = {macs / 1e9:.4g} GMACs" for text, macs in found.targets.items()
+        f"{text} = {found.unit.show(cost)}" for text, cost in found.targets.items()
     ]
     rows = [
         ["model", f"{found.model}, dense {found.dense_macs / 1e9:.4g} GMACs"],
@@ -119,6 +125,24 @@ def benchmark_table(record: dict[str, Json]) -> str:
     return aligned(rows)
 
 
+def latency_table(table: LatencyTable) -> str:
+    """Returns milliseconds of a block by its tokens, and how they predict schedules."""
+    rows = [["tokens", "attention", "MLP", "merging 10 %", "merging 50 %"]]
+    times = table.terms.times[0]
+    for tokens, *curves in zip(times.tokens, times.attention, times.mlp, strict=True):
+        merging = [times.merging(tokens, share * tokens) for share in (0.9, 0.5)]
+        rows.append([f"{tokens:.0f}", *(f"{ms:.3g}" for ms in (*curves, *merging))])
+    lines = [aligned(rows), f"milliseconds of a block; besides {table.terms.fixed:.3g}"]
+    checks = table.about.get("checks")
+    if checks:
+        wrong = [abs(row["predicted_ms"] / row["ms"] - 1) for row in checks]
+        lines.append(
+            f"{len(checks)} random schedules: predicted to {np.mean(wrong):.1%} in the "
+            f"mean, {max(wrong):.1%} at worst"
+        )
+    return "\n".join(lines)
+
+
 def search_table(schedule: Schedule) -> str:
     """Returns block by block what was learned, and what one token is worth."""
     found = schedule.provenance
@@ -146,8 +170,11 @@ def summary(schedule: Schedule) -> str:
     """Returns cost, target and whether the search had settled, as one sentence."""
     found = schedule.provenance
     state = "settled" if found["settled"] else "still moving: more steps may help"
-    moved = len(found.get("moves", ()))
-    return (
+    moved = sum("more" in move for move in found.get("moves", ()))
+    timed = (
+        f"{MILLISECONDS.show(found[LATENCY])} by table, " if LATENCY in found else ""
+    )
+    return timed + (
         f"{found['macs'] / 1e9:.4g} GMACs, {found['macs'] / found['dense_macs']:.1%} "
         f"of dense, target {found['target']}; {state}; {moved} exchanges of last tokens"
     )

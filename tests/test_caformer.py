@@ -25,6 +25,7 @@ from diffrate_jax.caformer_names import (
     to_authors,
     to_timm,
 )
+from diffrate_jax.cost import macs_of
 from diffrate_jax.data.augment import Augment
 from diffrate_jax.learning import learn_schedule
 from diffrate_jax.models.caformer import CAFormer
@@ -398,7 +399,9 @@ def test_the_last_tokens_are_exchanged_between_free_blocks():
     model = small()
     start = dr.Schedule(None, (16, 14, 9, 7, 7, 4, 4), rule="redundancy")
     macs = dr.cost_macs(model, start)
-    found = refine(start, model, macs, lambda s: np.full(4, -float(s.merge[2])))
+    found = refine(
+        start, macs_of(model), macs, lambda s: np.full(4, -float(s.merge[2]))
+    )
     assert [gain["block"] for gain in found.gains] == [1, 2, 3]
     assert found.schedule.merge[2] > 9
     assert found.schedule.merge[5:] == (LATER, LATER)
@@ -428,7 +431,7 @@ def test_schedules_start_anew_in_the_last_stage(merge: list[int], share: float):
     macs = least + share * (dr.cost_macs(model, None) - least)
     free = dr.Schedule(None, [m if c else d for m, c, d in zip(
         schedule.merge, geometry.compress, geometry.dense, strict=True)])  # fmt: skip
-    fitted = fit_to_budget(free, model, macs)
+    fitted = fit_to_budget(free, macs_of(model), macs)
     fitted.check(geometry)
     assert dr.cost_macs(model, fitted) <= macs
     assert fitted.merge[5:] == (LATER, LATER)
@@ -452,12 +455,12 @@ def test_baselines_only_merge():
     even = uniform(model)
     assert even.merge == (16, 12, 8, 4, 4, 4, 4)
     macs = dr.cost_macs(model, even)
-    found = hand_made(model, macs, "redundancy")
+    found = hand_made(macs_of(model), macs, "redundancy")
     assert {"ToMe constant", "merge only", "redundancy constant"} <= set(found)
     assert "prune only" not in found
     assert all(run.kept(geometry).prune is None for run in found.values())
     rng, model = np.random.default_rng(0), dr.create_model("caformer_s18")
-    drawn = random_schedule(model, 3_000_000_000, rng).schedule
+    drawn = random_schedule(macs_of(model), 3_000_000_000, rng).schedule
     assert drawn.prune is None
     assert drawn.merge[-3:] == (49, 49, 49)
     assert 1 <= dr.cost_macs(model, drawn) / 3_000_000_000 <= 1.01

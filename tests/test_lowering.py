@@ -10,6 +10,7 @@ import pytest
 import diffrate_jax as dr
 from diffrate_jax import parallel
 from diffrate_jax.budget import parse_budget
+from diffrate_jax.cost import macs_of
 from diffrate_jax.descent import initial_state, method_of, search_step, start_of
 from diffrate_jax.dry_run import batch_of
 from diffrate_jax.evaluation import eval_step
@@ -58,7 +59,7 @@ def for_tpu(function, *arguments) -> str:
 def test_the_masked_form_needs_neither_sort_nor_gather(family, rule, method):
     model, params, target = made(family)
     recipe = Recipe(rule=rule, method=method)
-    how = method_of(model, recipe)
+    how = method_of(macs_of(model), recipe)
     learned = how.start(start_of(model, recipe, [parse_budget(target, model)]))
 
     def loss(learned, params, images):

@@ -33,9 +33,11 @@ from diffrate_jax.baselines import hand_made
 from diffrate_jax.budget import one_more
 from diffrate_jax.cost import cost_macs
 from diffrate_jax.files import read_json
+from diffrate_jax.latency import BlockTimes, LatencyTable, LatencyTerms
 from diffrate_jax.metrics import read_metrics
-from diffrate_jax.models import create_model
+from diffrate_jax.models import architecture, create_model
 from diffrate_jax.recipe import Recipe
+from diffrate_jax.recipes import model_of
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.version import __version__
 
@@ -173,6 +175,49 @@ def test_same_search_again_prints_the_same_at_once(trained, capsys):
         printed[0],
     )
     assert trained["schedule"].read_bytes() == before
+
+
+def test_a_search_to_milliseconds(paths, capsys, monkeypatch):
+    """By a made-up table: the schedule holds its target, and others cost as much."""
+
+    def first(*args) -> dict:
+        return {"ToMe": next(iter(hand_made(*args).values()))}
+
+    monkeypatch.setattr(searching, "hand_made", first)
+    tokens = (2.0, 40.0, 65.0)
+    curves = (0.1, 0.9, 1.9), (0.0, 2.0, 3.0)
+    times = BlockTimes((0, 1), tokens, *curves, (0.1, 0.0, 1e-5, 0.0))
+    made_up = {"batch_size": 8, "dtype": "float32", "about": {}}
+    model = model_of(cli.load_recipe(paths["recipe"]))
+    table = LatencyTable(
+        architecture(model), "redundancy", terms=LatencyTerms(1.0, (times,)), **made_up
+    )
+    table.save(paths["tmp"] / "table.json")
+    text = f"{SEARCH} --config.latency_table={{tmp}}/table.json --config.target=9ms"
+    text += " --config.compare_images=16"
+    assert run(text, paths) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"\d ms by table, .*, target 9ms; ", printed)
+    assert "ms by table\n" in printed
+    schedule = Schedule.load(paths["work"] / "schedule.json")
+    told, measure = schedule.provenance, table.measure(model, "redundancy")
+    assert told["latency_ms"] == measure(schedule) <= 9
+    assert told["dense_latency_ms"] == measure(None)
+    assert told["macs"] == cost_macs(model, schedule)
+    assert told["latency_table"]["batch_size"] == 8
+    steps = read_metrics(paths["work"] / "metrics.jsonl")
+    assert all(row["target_latency_ms"] == 9 for row in steps)
+    (record,) = read_json(paths["work"] / "comparison.json")["comparisons"]
+    tome = next(row for row in record["rows"] if row["name"] == "ToMe")
+    assert 1 <= tome["latency_ms"] / told["latency_ms"] <= 1.02
+    assert not run(f"report --results={paths['work']} --out={{tmp}}/page.html", paths)
+    assert not run(f"{text} --dry_run", paths)
+    assert "9ms = 9 ms" in capsys.readouterr().out
+    # The table is part of what a run is; where it lies is not.
+    other = dataclasses.replace(table, terms=LatencyTerms(1.1, (times,)))
+    other.save(paths["tmp"] / "table.json")
+    assert run(text, paths) == 2
+    assert "belongs to a run with latency" in capsys.readouterr().err
 
 
 def test_a_search_of_several_targets(paths, capsys, monkeypatch):
@@ -507,10 +552,14 @@ REFUSED = {
     f"{BENCHMARK} --schedule=tome:4 --out={{data}}/below": "cannot write",
     "quickstart --workdir={data}/below": "cannot write Not a directory",
     # Programs without a config.
-    "benchmark": "which schedule? Give --schedule",
+    "benchmark": "give --schedule=SCHEDULE to time, or --latency_table=FILE",
     "benchmark --cells={tmp}/no.json": "--cells needs a folder for its records",
     "benchmark --cells=a --out={tmp} --schedule=none": "--cells brings models and sch",
     "benchmark --cells={tmp}/no.json --out={tmp}": "cannot read",
+    f"{SEARCH} --config.target=9ms": "9ms needs a latency table",
+    f"{SEARCH} --config.latency_table={{data}}": "data.npz",
+    f"{SEARCH} --config.latency_table={{tmp}}/none.json": "none.json",
+    f"{BENCHMARK} --schedule=uniform:9ms": "9ms needs a latency table",
     "benchmark --schedule=tome:4": "either --model=NAME or --recipe=FILE",
     f"{BENCHMARK} --schedule=tome:4 --model=vit": "either --model=NAME or --recipe",
     "benchmark --model=deit_smal --schedule=tome:4": "unknown model 'deit_smal'",

@@ -7,6 +7,7 @@ import pytest
 
 import diffrate_jax as dr
 from diffrate_jax.budget import fit_to_budget, parse_budget, uniform
+from diffrate_jax.cost import macs_of
 from diffrate_jax.penalised import Penalised, tilted
 from diffrate_jax.projected import Projected, without
 from diffrate_jax.rates import candidate_counts
@@ -47,7 +48,7 @@ def counts(method, learned, model, share: float = 1.0) -> dr.Schedule:
 def test_a_start_stands_for_exactly_its_schedule(compress, schedule, pool: str):
     model = small(compress, pool=pool, prefix_tokens=1 if pool == "cls" else 0)
     recipe = dr.Recipe(rule=schedule.rule)
-    method = Projected(model, recipe)
+    method = Projected(macs_of(model), recipe)
     schedule = schedule.canonical(model.geometry.num_tokens)
     expected = method.start(schedule)
     assert expected.shape == (sum(compress) * (1 + (schedule.prune is not None)),)
@@ -57,7 +58,7 @@ def test_a_start_stands_for_exactly_its_schedule(compress, schedule, pool: str):
 
 
 def test_the_spread_goes_from_one_end_to_the_other():
-    method = Projected(small(), dr.Recipe(spread=2.0, final_spread=0.5))
+    method = Projected(macs_of(small()), dr.Recipe(spread=2.0, final_spread=0.5))
     expected = method.start(START)
     for share, wanted in ((0.0, 2.0), (0.5, 1.0), (1.0, 0.5)):
         spread = method.masked(expected, jnp.float32(share)).counts.spread
@@ -75,7 +76,7 @@ def test_without_leaves_nothing_along_the_prices():
 
 def descend(model, recipe, start, budget: float, gradient_of, steps: int = STEPS):
     """Returns the expected counts after every step."""
-    method = Projected(model, recipe)
+    method = Projected(macs_of(model), recipe)
 
     def step(state, index):
         expected, motion = state
@@ -91,7 +92,7 @@ def descend(model, recipe, start, budget: float, gradient_of, steps: int = STEPS
     return np.asarray(run(method.start(start), jnp.float32(budget)))
 
 
-def macs_of(model, kept: np.ndarray) -> np.ndarray:
+def by_hand(model, kept: np.ndarray) -> np.ndarray:
     """Returns the cost of falling counts [n, L], written out."""
     terms, tokens = model.macs, model.geometry.num_tokens
     total = np.full(len(kept), float(terms.fixed))
@@ -127,7 +128,7 @@ def test_every_step_is_on_the_budget(rule: str, compress):
     assert rows.max() <= 15.5
     merge = np.full((len(rows), 3), 17.0)
     merge[:, compress] = rows[:, 1::2] + 1.5 if rule == "diffrate" else rows + 1.5
-    spent = macs_of(model, np.minimum.accumulate(merge, axis=1))
+    spent = by_hand(model, np.minimum.accumulate(merge, axis=1))
     assert spent.max() <= budget * (1 + 1e-6)
     assert spent.min() >= budget * (1 - 1e-4)
     # They really moved.
@@ -142,7 +143,7 @@ def known_optimum(model, value: np.ndarray, reach: float, budget: float) -> np.n
     axis = np.arange(0.5, 15.75, 0.25)
     kept = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
     kept = kept[(np.diff(kept, axis=1) <= 0).all(axis=1)]
-    kept = kept[macs_of(model, kept + 1.5) <= budget]
+    kept = kept[by_hand(model, kept + 1.5) <= budget]
     return kept[np.argmin(np.exp(-kept / reach) @ value)]
 
 
@@ -187,7 +188,7 @@ def test_no_gradient_moves_nothing():
     flat = lambda expected, index: jnp.zeros_like(expected)  # noqa: E731
     rows = descend(model, dr.Recipe(), START, budget, flat, steps=5)
     np.testing.assert_allclose(rows, rows[:1].repeat(5, axis=0), atol=1e-3)
-    wanted = Projected(model, dr.Recipe()).start(START)
+    wanted = Projected(macs_of(model), dr.Recipe()).start(START)
     np.testing.assert_allclose(rows[-1], wanted, atol=1e-2)
 
 
@@ -226,7 +227,7 @@ def test_tilted_logits_stay_inside_of_the_candidates():
 def test_a_penalised_start_stands_for_exactly_its_schedule(compress, schedule):
     model = small(compress)
     recipe = dr.Recipe(rule=schedule.rule, method="penalised")
-    method = Penalised(model, recipe)
+    method = Penalised(macs_of(model), recipe)
     rates = method.start(schedule)
     assert (rates.prune is None) == (schedule.prune is None)
     assert counts(method, rates, model) == schedule
@@ -234,12 +235,12 @@ def test_a_penalised_start_stands_for_exactly_its_schedule(compress, schedule):
 
 def test_the_published_start_is_even():
     model = small()
-    method = Penalised(model, dr.Recipe.published(granularity=4))
+    method = Penalised(macs_of(model), dr.Recipe.published(granularity=4))
     rates = method.start(None)
     assert rates.prune.shape == rates.merge.shape == (3, 4)
     assert not rates.prune.any()
     assert not rates.merge.any()
-    merging = Penalised(model, dr.Recipe(rule="tome", method="penalised"))
+    merging = Penalised(macs_of(model), dr.Recipe(rule="tome", method="penalised"))
     assert merging.start(None).prune is None
 
 
@@ -262,13 +263,13 @@ def test_models_of_any_size_end_just_under_the_target(name, gmacs, target):
     model = model.clone(compress=(True,) * model.depth)
     dense = dr.cost_macs(model, None)
     assert dense / 1e9 == pytest.approx(gmacs, rel=0.6)
-    method = Projected(model, dr.Recipe(steps=30))
-    budget = parse_budget(target, model).macs
-    expected = method.start(fit_to_budget(uniform(model), model, budget))
+    method = Projected(macs_of(model), dr.Recipe(steps=30))
+    budget = parse_budget(target, model).limit
+    expected = method.start(fit_to_budget(uniform(model), macs_of(model), budget))
     motion, rng = method.fresh(expected), np.random.default_rng(0)
     update = jax.jit(method.update)
     for step in range(30):
         gradient = -rng.exponential(size=expected.shape).astype(np.float32)
         expected, motion = update(expected, motion, gradient, step / 30, budget)
-    found = fit_to_budget(counts(method, expected, model), model, budget)
+    found = fit_to_budget(counts(method, expected, model), macs_of(model), budget)
     assert 0.995 * budget <= dr.cost_macs(model, found) <= budget

@@ -9,7 +9,9 @@ import pytest
 
 import diffrate_jax as dr
 from diffrate_jax.budget import CLOSE, one_more
-from diffrate_jax.refine import ROUNDS, exchange, one_fewer, refine
+from diffrate_jax.cost import macs_of
+from diffrate_jax.moves import one_fewer
+from diffrate_jax.refine import ROUNDS, exchange, refine
 from diffrate_jax.shapes import Geometry
 
 IMAGES = 64
@@ -91,7 +93,7 @@ def best_exchange(model, images: Images, macs: float, schedule: dr.Schedule):
 def test_every_move_is_the_best_of_all_exchanges():
     model, images = wide(), Images()
     macs = dr.cost_macs(model, START) * 1.001
-    found = refine(START, model, macs, images)
+    found = refine(START, macs_of(model), macs, images)
     assert len(found.moves) == ROUNDS - 1
     now = START
     for move in found.moves:
@@ -99,7 +101,7 @@ def test_every_move_is_the_best_of_all_exchanges():
         wanted = best_exchange(model, images, macs, now)
         for block, tokens, change in (
             (*move["more"], lambda s, b: one_more(s, b, model.geometry)),
-            (*(move["fewer"] or (0, 0)), lambda s, b: one_fewer(s, b, model)),
+            (*(move["fewer"] or (0, 0)), lambda s, b: one_fewer(s, b, model.geometry)),
         ):
             for _ in range(tokens):
                 now = change(now, block)
@@ -117,7 +119,7 @@ def test_where_nothing_moves_no_exchange_would_help():
     model, images = wide(), Images()
     macs, schedule = dr.cost_macs(model, START), START
     for _ in range(80):
-        found = refine(schedule, model, macs, images)
+        found = refine(schedule, macs_of(model), macs, images)
         schedule = found.schedule
         if not found.moves:
             break
@@ -131,12 +133,12 @@ def test_where_nothing_moves_no_exchange_would_help():
 def test_gains_are_those_of_the_last_schedule():
     model, images = wide((False, True, False, True)), Images()
     start = dr.Schedule(None, (197, 110, 110, 60), rule="redundancy")
-    found = refine(start, model, dr.cost_macs(model, start), images)
+    found = refine(start, macs_of(model), dr.cost_macs(model, start), images)
     assert [gain["block"] for gain in found.gains] == [1, 3]
     now = images.mean(found.schedule)
     for gain in found.gains:
         more = one_more(found.schedule, gain["block"], model.geometry)
-        fewer = one_fewer(found.schedule, gain["block"], model)
+        fewer = one_fewer(found.schedule, gain["block"], model.geometry)
         assert gain["more"] == pytest.approx(images.mean(more) - now)
         assert gain["fewer"] == pytest.approx(images.mean(fewer) - now)
         assert gain["more"] < 0 < gain["fewer"]
@@ -146,7 +148,7 @@ def test_dear_tokens_and_cheap_ones_are_exchanged_in_number():
     """A token after the first block costs several after the last, and the reverse."""
     model = wide()
     macs = dr.cost_macs(model, START)
-    found = exchange(START, 0, 3, model, macs)
+    found = exchange(START, 0, 3, macs_of(model), macs)
     assert found.more == (0, 1)
     assert found.fewer[0] == 3
     assert found.fewer[1] > 2
@@ -155,14 +157,14 @@ def test_dear_tokens_and_cheap_ones_are_exchanged_in_number():
         found.schedule, merge=(151, 110, 80, 61 - found.fewer[1])
     )
     assert dr.cost_macs(model, found.schedule) <= macs < dr.cost_macs(model, short)
-    back = exchange(START, 3, 0, model, macs)
+    back = exchange(START, 3, 0, macs_of(model), macs)
     assert back.fewer == (0, 1)
     assert back.schedule.merge == (149, 110, 80, 60 + back.more[1])
     assert back.more[1] == found.fewer[1] - 1
     gains = {0: {"more": -2.0, "fewer": 1.0}, 3: {"more": -0.1, "fewer": 0.25}}
     assert found.promise(gains) == pytest.approx(-2.0 + 0.25 * found.fewer[1])
-    assert exchange(START, 0, None, model, macs) is None
-    assert exchange(START, 0, None, model, 1.1 * macs).fewer is None
+    assert exchange(START, 0, None, macs_of(model), macs) is None
+    assert exchange(START, 0, None, macs_of(model), 1.1 * macs).fewer is None
 
 
 def test_worthless_tokens_pay_for_others():
@@ -170,7 +172,7 @@ def test_worthless_tokens_pay_for_others():
     model, images = wide(), Images()
     images.mean = lambda s: float((VALUE * np.exp(-np.array(s.merge) / 100))[:3].sum())
     macs = dr.cost_macs(model, START)
-    found = refine(START, model, macs, images)
+    found = refine(START, macs_of(model), macs, images)
     assert all(move["fewer"][0] == 3 for move in found.moves)
     assert found.schedule.merge[3] < START.merge[3] - 2 * len(found.moves)
 
@@ -178,14 +180,14 @@ def test_worthless_tokens_pay_for_others():
 def test_a_gain_below_its_standard_error_is_not_taken():
     model = wide()
     macs = dr.cost_macs(model, START)
-    assert refine(START, model, macs, Images()).moves
+    assert refine(START, macs_of(model), macs, Images()).moves
     noisy = Images(own=1.0)
-    found = refine(START, model, macs, noisy)
+    found = refine(START, macs_of(model), macs, noisy)
     assert found.moves == ()
     assert found.schedule == START
     # It was not for want of trying: the start, its neighbours, and then exchanges.
     assert len(noisy.asked) > 1 + 2 * 4
-    slight = refine(START, model, macs, Images(own=1e-9))
+    slight = refine(START, macs_of(model), macs, Images(own=1e-9))
     assert slight.moves
     for move in slight.moves:
         assert 0 < move["standard_error"] < -move["loss"]
@@ -195,7 +197,7 @@ def test_no_exchange_is_tried_that_costs_too_much():
     """Only neighbours with one token more are measured above the budget."""
     model, images = wide(), Images()
     macs = dr.cost_macs(model, START)
-    refine(START, model, macs, images)
+    refine(START, macs_of(model), macs, images)
     visited = [START]
     for schedule in images.asked:
         if dr.cost_macs(model, schedule) <= macs:
@@ -219,7 +221,7 @@ def test_no_exchange_is_tried_that_costs_too_much():
 )
 def test_one_fewer_by_eye(merge, block: int, wanted):
     for rule in ("redundancy", "diffrate"):
-        found = one_fewer(dr.Schedule(None, merge, rule=rule), block, small())
+        found = one_fewer(dr.Schedule(None, merge, rule=rule), block, small().geometry)
         assert found == (wanted and dr.Schedule(None, wanted, rule=rule))
 
 
@@ -250,13 +252,13 @@ def test_rules_that_cannot_lose_more_say_so():
     """Of 17 tokens 9 are the fewest; one more there, and two more come after it."""
     model = small()
     schedule = dr.Schedule(None, (9, 5, 4, 3), rule="tome")
-    assert one_fewer(schedule, 0, model) is None
-    assert one_fewer(schedule, 1, model) is None
-    assert one_fewer(schedule, 2, model).merge == (9, 5, 3, 3)
-    assert one_fewer(schedule, 3, model) is None
+    assert one_fewer(schedule, 0, model.geometry) is None
+    assert one_fewer(schedule, 1, model.geometry) is None
+    assert one_fewer(schedule, 2, model.geometry).merge == (9, 5, 3, 3)
+    assert one_fewer(schedule, 3, model.geometry) is None
     assert one_more(schedule, 0, model.geometry).merge == (10, 6, 4, 3)
     macs = dr.cost_macs(model, schedule)
-    found = refine(schedule, model, macs, Images())
+    found = refine(schedule, macs_of(model), macs, Images())
     found.schedule.check(model.geometry)
     assert dr.cost_macs(model, found.schedule) <= macs
     assert found.gains[0]["fewer"] is None
@@ -265,11 +267,13 @@ def test_rules_that_cannot_lose_more_say_so():
 def test_counts_after_pruning_follow():
     model = small()
     schedule = dr.Schedule((13, 11, 9, 7), (12, 10, 9, 6))
-    assert one_fewer(schedule, 2, model).merge == (12, 10, 8, 6)
-    assert one_fewer(schedule, 1, model) == dr.Schedule((13, 11, 9, 7), (12, 9, 9, 6))
+    assert one_fewer(schedule, 2, model.geometry).merge == (12, 10, 8, 6)
+    assert one_fewer(schedule, 1, model.geometry) == dr.Schedule(
+        (13, 11, 9, 7), (12, 9, 9, 6)
+    )
     longer = one_more(schedule, 2, model.geometry)
     assert longer == dr.Schedule((13, 11, 10, 7), (12, 10, 10, 6))
     macs = dr.cost_macs(model, schedule)
-    found = refine(schedule, model, macs, Images())
+    found = refine(schedule, macs_of(model), macs, Images())
     assert dr.cost_macs(model, found.schedule) <= macs
     assert found.schedule == found.schedule.canonical(17)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import diffrate_jax as dr
+from diffrate_jax.cost import macs_of
 from diffrate_jax.dry_run import SAVES_MEMORY
 from diffrate_jax.projected import Projected
 from diffrate_jax.recipe import Recipe
@@ -30,7 +31,7 @@ def made(name: str):
     model = dr.create_model(kind, **fields)
     size, rng = model.image_size, np.random.default_rng(0)
     images = rng.standard_normal((4, size, size, 3)).astype(np.float32)
-    method = Projected(model, Recipe())
+    method = Projected(macs_of(model), Recipe())
     counts = np.array(model.geometry.dense)
     counts[np.flatnonzero(model.geometry.compress)[0] :] -= counts[-1] // 4
     schedule = dr.Schedule(None, tuple(counts.tolist()), rule="redundancy")

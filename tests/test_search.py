@@ -119,7 +119,7 @@ def logged_steps(workdir: Path) -> list[int]:
 def test_cost_approaches_the_target(unbroken: Run):
     result, (model, _) = unbroken.result, small()
     rows = read_metrics(unbroken.workdir / "metrics.jsonl")
-    target = parse_budget(TARGET, model).macs
+    target = parse_budget(TARGET, model).limit
     assert rows[-1]["target_macs"] == pytest.approx(target)
     distance = [abs(row["macs"] - row["target_macs"]) for row in rows]
     if unbroken.name == "published":
@@ -400,7 +400,7 @@ def test_a_sweep_finds_every_target_with_one_program(tmp_path: Path, monkeypatch
     results = learn_schedules(model, params, stream, targets, **options)
     assert traced == TRACED["projected"]
     for target, result in zip(targets, results, strict=True):
-        macs = parse_budget(target, model).macs
+        macs = parse_budget(target, model).limit
         assert result.macs == dr.cost_macs(model, result.schedule) <= macs
         blocks = range(model.depth)
         longer = [one_more(result.schedule, b, model.geometry) for b in blocks]
