@@ -1,5 +1,6 @@
 """Hand-made schedules: by name for the programs, and at a cost to compare with."""
 
+import re
 import sys
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ from diffrate_jax.cost import HasCost, Measure, Unit, macs_of
 from diffrate_jax.errors import UserError
 from diffrate_jax.models.vit import Compression
 from diffrate_jax.published import published_schedule
+from diffrate_jax.rounding import rounded
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Geometry
 from diffrate_jax.tome import ToMe
@@ -27,7 +29,8 @@ def parse_compression(text: str, model: HasCost, name: str) -> Compression | Non
     """Reads what `--schedule` takes.
 
     Args:
-        text: "none", "published:2.9", "tome:8", "uniform:60%", or a path.
+        text: "none", "published:2.9", "tome:8", "uniform:60%", or a path; with "@8"
+            after it, kept counts in multiples of 8 for no more operations (`rounded`).
         model: the schedule is for.
         name: of the model's preset, for published schedules.
 
@@ -37,6 +40,10 @@ def parse_compression(text: str, model: HasCost, name: str) -> Compression | Non
     Raises:
         UserError: none of these, or it does not fit the model.
     """
+    in_multiples = re.fullmatch(r"(.+)@(\d+)", text)
+    if in_multiples:
+        wanted = parse_compression(in_multiples[1], model, name)
+        return round_compression(wanted, model, int(in_multiples[2]))
     kind, _, value = text.partition(":")
     if text == "none":
         return None
@@ -58,6 +65,21 @@ def parse_compression(text: str, model: HasCost, name: str) -> Compression | Non
         )
     compression.kept(model.geometry)
     return compression
+
+
+def round_compression(
+    compression: Compression | None, model: HasCost, multiple: int
+) -> Gathered:
+    """Returns a compression with kept counts in multiples, as dear at the most.
+
+    Raises:
+        UserError: nothing is compressed, or what `rounded` refuses.
+    """
+    if compression is None:
+        raise UserError("none keeps every token; leave @N out")
+    schedule = schedule_of(compression, model.geometry)
+    reference = isinstance(compression, Gathered) and compression.reference
+    return Gathered(rounded(schedule, macs_of(model), multiple), reference)
 
 
 def cost_of(model: HasCost, compression: Compression | None) -> int:

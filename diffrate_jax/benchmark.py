@@ -45,7 +45,10 @@ def parser() -> cli.Parser:
     flags.add_argument("--recipe", help="config file whose model is taken instead")
     flags.add_argument("--weights", help="file or folder; random by default")
     flags.add_argument(
-        "--schedule", default="", help="published:2.9, tome:8, uniform:60%% or path"
+        "--schedule",
+        default="",
+        help="published:2.9, tome:8, uniform:60%% or path; with @8 after it its "
+        "counts are rounded to eights",
     )
     flags.add_argument(
         "--against", default="", help="more schedules, separated by commas"

@@ -11,7 +11,8 @@ Examples:
 --config     recipe; any field of it can be set with --config.field=value
 --workdir    folder for evaluation.json, of this evaluation alone; the same command
              goes on where it stopped
---schedule   none (default), published:2.9, tome:8, uniform:60% or a path
+--schedule   none (default), published:2.9, tome:8, uniform:60% or a path; with
+             @8 after it its counts are rounded to eights
 --against    more of these, separated by commas, each perhaps with a name: mine=a.json;
              names and paths have no commas
 --baselines  also evaluate the dense model and every baseline at the schedule's cost

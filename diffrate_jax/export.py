@@ -53,7 +53,9 @@ def parser() -> cli.Parser:
     flags.add_argument("--model", help="preset name, where --weights does not say")
     flags.add_argument("--recipe", help="config file whose model is taken instead")
     flags.add_argument(
-        "--schedule", help="none, published:2.9, tome:8, uniform:60%% or path"
+        "--schedule",
+        help="none, published:2.9, tome:8, uniform:60%% or path; with @8 after it "
+        "its counts are rounded to eights",
     )
     flags.add_argument("--out", help="folder to write")
     flags.add_argument(

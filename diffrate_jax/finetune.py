@@ -10,7 +10,8 @@ Examples:
 --config    recipe; any field of it can be set with --config.field=value
 --workdir   folder for weights.safetensors, metrics.jsonl and checkpoints; the same
             command goes on where it stopped
---schedule  none (default), published:2.9, tome:8, uniform:60% or a path
+--schedule  none (default), published:2.9, tome:8, uniform:60% or a path; with
+            @8 after it its counts are rounded to eights
 """
 
 import sys

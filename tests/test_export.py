@@ -25,6 +25,7 @@ from diffrate_jax import export, runner
 from diffrate_jax.artefact import Delivery, appearing, exported, save_artefact
 from diffrate_jax.baselines import parse_compression
 from diffrate_jax.budget import fit_to_budget, uniform
+from diffrate_jax.cost import macs_of
 from diffrate_jax.data.photo import central
 from diffrate_jax.preprocess import Preprocess, published
 
@@ -78,7 +79,9 @@ def compression_of(family: str, kind: str) -> Any:
         return None
     rule = "diffrate" if kind == "reference" else kind
     schedule = uniform(model, rule)
-    schedule = fit_to_budget(schedule, model, share * dr.cost_macs(model, None))
+    schedule = fit_to_budget(
+        schedule, macs_of(model), share * dr.cost_macs(model, None)
+    )
     return dr.Gathered(schedule, reference=kind == "reference")
 
 
