@@ -3,12 +3,10 @@
 import argparse
 import importlib.util
 import os
-import platform
 import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,7 +18,6 @@ from ml_collections import ConfigDict, config_flags
 from diffrate_jax.distributed import coordinator, joined
 from diffrate_jax.errors import UserError, did_you_mean
 from diffrate_jax.exits import report_errors
-from diffrate_jax.files import Json
 from diffrate_jax.recipes import check_ranges
 from diffrate_jax.version import __version__
 from diffrate_jax.workdir import flat
@@ -256,19 +253,6 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Refuses what was given, in the form of all other bad input."""
         raise UserError(f"{message}; see --help")
-
-
-def environment() -> dict[str, Json]:
-    """Returns what a figure depends on: device, versions, processor."""
-    device = jax.devices()[0]
-    return {
-        "device": f"{jax.device_count()} x {device.device_kind}",
-        "cpus": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "diffrate_jax": __version__,
-        **{name: version(name) for name in ("jax", "flax", "optax")},
-    }
 
 
 def command(module: str, argv: Sequence[str]) -> str:

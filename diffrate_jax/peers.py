@@ -1,7 +1,7 @@
 """Dense models of others, timed beside ours where PyTorch and timm are installed."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,11 @@ from diffrate_jax.timing import Timed
 
 # timm's models use PyTorch's fused attention; compiled, PyTorch fuses the rest too.
 PEERS = ("timm", "timm_compiled")
+
+
+def packages(peers: Sequence[str]) -> tuple[str, ...]:
+    """Returns the packages that peers come from."""
+    return ("torch", "timm") if peers else ()
 
 
 def timed(peer: str, name: str, model: Model, batch_size: int, dtype: str) -> Timed:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffrate_jax import cli
 from diffrate_jax.budget import fit_to_budget, smallest_schedule
 from diffrate_jax.cost import Measure, macs_of
 from diffrate_jax.curves import Fit, Timing
+from diffrate_jax.environment import environment
 from diffrate_jax.files import Json
 from diffrate_jax.inference import compile_inference
 from diffrate_jax.latency import MILLISECONDS, LatencyTable, LatencyTerms
@@ -168,7 +168,7 @@ def measure_latency(model: Model, name: str, how: How, command: str) -> LatencyT
     about = {
         "name": name,
         "command": command,
-        "environment": cli.environment(),
+        "environment": environment(),
         "rounds": how.rounds,
         "probes": [described(probe, ms) for probe in probes],
         "checks": [

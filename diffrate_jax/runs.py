@@ -7,10 +7,11 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from diffrate_jax import cli, recipes
+from diffrate_jax import recipes
 from diffrate_jax.baselines import Cases, baselines, parse_compression, schedule_of
 from diffrate_jax.compress import Gathered
 from diffrate_jax.cost import cost_macs, macs_of
+from diffrate_jax.environment import environment
 from diffrate_jax.errors import UserError
 from diffrate_jax.evaluation import score_row
 from diffrate_jax.files import Json
@@ -99,7 +100,7 @@ def run_evaluation(
     return {
         "kind": "evaluation",
         "command": command,
-        "environment": cli.environment(),
+        "environment": environment(),
         "model": config.model,
         "dtype": config.dtype,
         "dataset": config.dataset,

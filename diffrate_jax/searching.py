@@ -9,13 +9,14 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from diffrate_jax import cli, recipes
+from diffrate_jax import recipes
 from diffrate_jax.baselines import hand_made, schedule_of
 from diffrate_jax.compress import Gathered
 from diffrate_jax.cost import Measure, macs_of
 from diffrate_jax.data import Batch, Dataset
 from diffrate_jax.data.augment import Colour, normalise
 from diffrate_jax.data.held_out import HeldOut
+from diffrate_jax.environment import environment
 from diffrate_jax.errors import UserError
 from diffrate_jax.evaluation import Evaluator, score_row
 from diffrate_jax.files import Json, write_json
@@ -161,7 +162,7 @@ def compare(config: ConfigDict, schedule: Schedule, command: str) -> dict[str, J
     return {
         "kind": "comparison",
         "command": command,
-        "environment": cli.environment(),
+        "environment": environment(),
         "dataset": config.dataset,
         "split": f"{config.train_split}, {config.compare_images} images",
         "labels": "dataset" if fits(dataset, model) else "dense model",

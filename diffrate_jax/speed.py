@@ -2,8 +2,9 @@
 
 import dataclasses
 
-from diffrate_jax import cli, peers
+from diffrate_jax import peers
 from diffrate_jax.baselines import Cases, cost_of
+from diffrate_jax.environment import environment
 from diffrate_jax.files import Json
 from diffrate_jax.inference import compile_inference
 from diffrate_jax.models import Model, Params
@@ -59,7 +60,7 @@ def run_benchmark(
     return {
         "kind": "benchmark",
         "command": command,
-        "environment": cli.environment(),
+        "environment": environment(*peers.packages(speed.peers)),
         "model": name,
         "batch_size": speed.batch_size,
         "dtype": speed.dtype,

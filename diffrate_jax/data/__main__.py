@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from diffrate_jax import cli
 from diffrate_jax.data.stages import READ, Stage, in_series, rates
+from diffrate_jax.environment import environment
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import Json, write_json
 from diffrate_jax.recipes import batches_of, dataset_of, model_of
@@ -82,7 +83,7 @@ def record_of(
         {"name": name, "images_per_second": float(np.median(own)), "rounds": own}
         for name, own in found.items()
     ]
-    record = {"kind": "input", "command": command, "environment": cli.environment()}
+    record = {"kind": "input", "command": command, "environment": environment()}
     record |= {name: config[name] for name in ("dataset", "train_split", "batch_size")}
     if SERIES in found:
         # Round by round: what else the machine does falls on both.
