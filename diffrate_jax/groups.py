@@ -155,5 +155,5 @@ def edge_colour(group: Group) -> tuple[int, int, int]:
     Hues of successive patches are a golden angle apart, so that neighbours differ.
     """
     hue = group.patches[0] * (3 - math.sqrt(5)) / 2 % 1.0
-    channels = colorsys.hls_to_rgb(hue, 0.6, 0.9)
+    channels = colorsys.hls_to_rgb(hue, 0.6, 0.8)
     return tuple(round(255 * channel) for channel in channels)

@@ -15,13 +15,13 @@ from diffrate_jax.shapes import Geometry
 from diffrate_jax.trace import PRUNED
 from diffrate_jax.views import Picture, View
 
-# Of a column, in patches: between pictures, and of an outline in points.
-GAP, LINE = 0.06, 0.16
+# Between columns, of a column's width; width of an outline, in patches.
+GAP, LINE = 0.06, 0.12
 # How much of a pruned patch is white.
 DIMMED = 0.82
 MARK = "#D55E00"
-# A line of small print, in inches.
-PRINT = 0.14
+# Inches: a line of small print, and the titles above the columns.
+PRINT, TITLES = 0.1, 0.36
 Steps = Sequence[tuple[int, int, int]]
 
 
@@ -40,13 +40,13 @@ def token_figure(
         geometry: of the model.
     """
     columns = 1 + len(pictures[0].views)
-    width = WIDTH / columns
-    below = PRINT * max(len(_words(picture)) for picture in pictures)
-    height = (width + below) * len(pictures) + 2.6 * PRINT
+    width = WIDTH / (columns + (columns - 1) * GAP)
+    below = PRINT * (1 + max(len(_words(picture)) for picture in pictures))
+    height = (width + below) * len(pictures) + TITLES
     figure = Figure(figsize=(WIDTH, height), dpi=300)
     grid = figure.add_gridspec(
-        len(pictures), columns, left=0, right=1, top=1 - 2.6 * PRINT / height,
-        bottom=below / height, wspace=GAP, hspace=GAP + below / width,
+        len(pictures), columns, left=0, right=1, top=1 - TITLES / height,
+        bottom=below / height, wspace=GAP, hspace=below / width,
     )  # fmt: skip
     titles = [f"input\n{geometry.num_tokens} tokens"]
     titles += [f"block {v.block}\n{steps[v.block][2]}" for v in pictures[0].views]

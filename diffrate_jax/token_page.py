@@ -17,7 +17,7 @@ from diffrate_jax.shapes import Geometry
 from diffrate_jax.views import Guess, Picture, View
 
 # Width of an outline, in patches.
-LINE = 0.12
+LINE = 0.1
 TITLE = "What each token stands for"
 
 

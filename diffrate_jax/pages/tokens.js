@@ -18,7 +18,6 @@ function make(name, attributes = {}, ...children) {
 
 const cell = (p) => `M${p % side} ${Math.floor(p / side)}h1v1h-1z`;
 const percent = (share) => `${(100 * share).toPrecision(share < 0.1 ? 2 : 3)} %`;
-const plural = (count, one, many) => `${count} ${count === 1 ? one : many}`;
 
 // What a patch of a picture is at the slider's position.
 function stateOf(picture, p) {
@@ -91,9 +90,9 @@ class Card {
         return row;
       }));
     const both = make("div", { class: "guesses" },
-      column("All tokens say", this.picture.dense));
+      column("Dense", this.picture.dense));
     if (this.picture.compressed.length) {
-      both.append(column("Compressed it says", this.picture.compressed));
+      both.append(column("Compressed", this.picture.compressed));
     }
     return both;
   }
@@ -185,17 +184,15 @@ class Card {
     const { importance } = this.picture.views[at - 1];
     const most = Math.max(...importance.filter((share) => share !== null));
     return importance.flatMap((share, p) => (share === null ? []
-      : [make("path", { d: cell(p), fill: heat(Math.sqrt(share / most)) })]));
+      : [make("path", { d: cell(p), class: "heat", fill: heat(Math.sqrt(share / most)) })]));
   }
 
   tell(parts, groups) {
-    const said = [plural(parts.single, "patch alone", "patches alone")];
-    if (groups.length) {
-      said.push(`${parts.merged} merged into ${plural(groups.length, "token", "tokens")}`);
-    }
+    const said = [`${parts.single} single`];
+    if (groups.length) said.push(`${groups.length} merged of ${parts.merged}`);
     const pruned = parts.now.length + parts.before.length;
     if (pruned) said.push(`${pruned} pruned`);
-    this.tally.textContent = said.join(", ");
+    this.tally.textContent = said.join(" · ");
     this.svg.setAttribute("aria-label", `${this.picture.name}: ${said.join(", ")}`);
   }
 }
@@ -262,6 +259,10 @@ function legend() {
         make("path", { d: whole, class: "now-gone" })),
       swatch("pruned before", grey.cloneNode(), make("path", { d: whole, class: "gone" })));
   }
+  const ramp = make("i");
+  ramp.style.background = `linear-gradient(90deg, ${RAMP.map((c) => `rgb(${c})`)})`;
+  items.push(make("span", {}, "least", ramp,
+    `most of ${data.attention} when the block began; colours by its square root`));
   document.querySelector(".legend").append(...items);
 }
 
