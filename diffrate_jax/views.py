@@ -94,7 +94,8 @@ def best_guesses(logits_V: np.ndarray, labels: Sequence[str]) -> tuple[Guess, ..
         logits_V: of one image.
         labels: of the classes; numbers if there are none.
     """
-    exp_V = np.exp(np.asarray(logits_V, float) - np.max(logits_V))
-    best = np.argsort(-exp_V, kind="stable")[:GUESSES]
+    logits_V = np.asarray(logits_V, float)
+    exp_V = np.exp(logits_V - logits_V.max())
+    best = np.argsort(-logits_V, kind="stable")[:GUESSES]
     name = lambda number: labels[number] if labels else f"class {number}"  # noqa: E731
     return tuple(Guess(name(n), float(exp_V[n] / exp_V.sum())) for n in best)

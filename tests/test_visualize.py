@@ -31,7 +31,7 @@ VIT = {
     "num_classes": 5,
 }  # fmt: skip
 CAFORMER = {
-    "depths": (1, 1, 3, 1), "widths": (32, 32, 64, 64), "num_classes": 0,
+    "depths": (1, 1, 3, 1), "widths": (32, 32, 64, 64), "num_classes": 7,
     "image_size": 64,
 }  # fmt: skip
 # Blocks that do nothing, prune and merge, and prune again.
@@ -226,7 +226,7 @@ def test_caformer_shows_its_third_stage(cache):
     (picture,) = depicter.pictures({"noise": np.zeros((64, 64, 3), np.uint8)})
     assert picture.side == 4
     assert [len(view.groups) for view in picture.views] == [16, 10, 10]
-    assert not picture.dense
+    assert len(picture.dense) == len(picture.compressed) == 3
     facts = visualize.facts_of(model, "caformer", dr.Gathered(schedule), "mine")
     assert len(facts.steps) == 3
     assert "all attention" in token_page([picture], facts)
@@ -431,6 +431,22 @@ def test_guesses_are_shown_as_text(page_file, pictures, open_page):
         shown = column.locator("p span:first-child").all_inner_texts()
         assert shown == [guess.label for guess in guesses]
     assert page.evaluate("window.hacked") is None
+
+
+def test_a_model_without_classes_guesses_nothing(vit, open_page, tmp_path):
+    model = dr.create_model("vit", **VIT | {"num_classes": 0})
+    params = {name: part for name, part in vit[1].items() if name != "head"}
+    (picture,) = Depicter(model, params, None, published(16)).pictures(
+        {"noise": np.zeros((16, 16, 3), np.uint8)}
+    )
+    assert picture.dense == picture.compressed == ()
+    out = tmp_path / "page.html"
+    out.write_text(
+        token_page([picture], visualize.facts_of(model, "vit", None, "none")), "utf-8"
+    )
+    page = open_page(out)
+    assert page.locator("h2").inner_text() == "noise"
+    assert page.locator(".guesses").count() == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
