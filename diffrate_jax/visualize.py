@@ -120,21 +120,26 @@ def image_files(given: Sequence[str]) -> dict[str, Path]:
     Raises:
         UserError: one that does not exist, a folder without any, or too many.
     """
-    files: dict[str, Path] = {}
+    names: dict[Path, str] = {}
     for text in given:
         # A name may have commas itself.
         for part in [text] if Path(text).exists() else text.split(","):
-            files |= named_photos(Path(part))
-    if len(files) > MOST:
+            names |= named_photos(Path(part))
+    if len(names) > MOST:
         raise UserError(
-            f"a page holds {MOST} images, got {len(files)}; name fewer, or a folder of "
+            f"a page holds {MOST} images, got {len(names)}; name fewer, or a folder of "
             "fewer"
         )
+    # As short as tells them apart.
+    for call in (names.get, lambda path: f"{path.parent.name}/{path.stem}", str):
+        files = {call(path): path for path in names}
+        if len(files) == len(names):
+            break
     return files
 
 
-def named_photos(path: Path) -> dict[str, Path]:
-    """Returns one photo, or all in a folder and below it."""
+def named_photos(path: Path) -> dict[Path, str]:
+    """Returns the name of one photo, or of all in a folder and below it."""
     if path.is_dir():
         inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
         if not inside:
@@ -142,10 +147,10 @@ def named_photos(path: Path) -> dict[str, Path]:
                 f"expected images in {path}, found none that ends in "
                 f"{', '.join(SUFFIXES)}; name a folder that has some"
             )
-        return {str(p.relative_to(path).with_suffix("")): p for p in inside}
+        return {p: str(p.relative_to(path).with_suffix("")) for p in inside}
     if not path.is_file():
         raise UserError(f"no image {str(path)!r}; give the path of a photo or a folder")
-    return {path.stem: path}
+    return {path: path.stem}
 
 
 def facts_of(

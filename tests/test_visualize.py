@@ -286,6 +286,17 @@ def test_files_are_named_one_by_one_or_by_folder(made):
     assert [*visualize.image_files([str(photos)])] == ["a", "b, too", "deep/c"]
 
 
+def test_images_of_one_name_are_told_apart(tmp_path):
+    places = ["x/cat.png", "y/cat.png", "y/cat.jpg"]
+    for place in places:
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_bytes(b"")
+    paths = [str(tmp_path / place) for place in places]
+    assert [*visualize.image_files(paths[:2])] == ["x/cat", "y/cat"]
+    assert [*visualize.image_files(paths)] == paths
+    assert len(visualize.image_files([str(tmp_path)])) == 3
+
+
 def test_more_images_than_a_batch(made, pictures):
     model, params = load(made["model"])
     image_YXC = pictures[0].image_YXC

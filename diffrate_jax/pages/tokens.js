@@ -136,10 +136,8 @@ class Card {
     if (patch === null) return;
     const state = stateOf(this.picture, patch);
     const path = state.kind === "merged" ? state.group.path : cell(patch);
-    const width = 0.12 + side / 300;
-    this.mark.append(
-      make("path", { d: path, class: "halo", "stroke-width": width + 0.12 }),
-      make("path", { d: path, class: "ring", "stroke-width": width }));
+    this.mark.append(make("path", { d: path, class: "halo" }),
+      make("path", { d: path, class: "ring" }));
     const [head, ...rest] = sentences(this.picture, patch);
     tip.replaceChildren(make("b", {}, head), rest.filter(Boolean).join(" "));
     this.placeTip(patch);
@@ -189,7 +187,7 @@ class Card {
 
   tell(parts, groups) {
     const said = [`${parts.single} single`];
-    if (groups.length) said.push(`${groups.length} merged of ${parts.merged}`);
+    if (groups.length) said.push(`${groups.length} merged from ${parts.merged} patches`);
     const pruned = parts.now.length + parts.before.length;
     if (pruned) said.push(`${pruned} pruned`);
     this.tally.textContent = said.join(" · ");
