@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ jax.config.update("jax_num_cpu_devices", int(os.environ.get("TEST_DEVICES", "4")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 GOLDEN = Path(__file__).parent / "golden"
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+QUIET = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update"),
+    "--disable-sync",
+)
 FIELDS = {
     "img_size": "image_size",
     "patch_size": "patch_size",
@@ -98,3 +106,42 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium, as Playwright drives it; the system's own."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium; on Debian: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(chromium) -> Iterator[Callable[..., Any]]:
+    """Opens an HTML file in a window of its own, with options of Playwright's contexts.
+
+    In the end no page may have asked for anything but itself and what it carries, nor
+    complained.
+    """
+    contexts, wrong = [], []
+
+    def open_file(path: Path, **options: Any) -> Any:
+        context = chromium.new_context(offline=True, **options)
+        contexts.append(context)
+        page, url = context.new_page(), path.resolve().as_uri()
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("request", lambda request: wrong.append(request.url))
+        page.goto(url)
+        assert wrong.pop(0) == url
+        return page
+
+    yield open_file
+    for context in contexts:
+        context.close()
+    assert not [text for text in wrong if not text.startswith("data:")]

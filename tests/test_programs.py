@@ -28,6 +28,7 @@ from diffrate_jax import (
     runs,
     search,
     searching,
+    visualize,
 )
 from diffrate_jax.baselines import hand_made
 from diffrate_jax.budget import one_more
@@ -49,6 +50,7 @@ PROGRAMS = {
     "quickstart": quickstart,
     "report": report,
     "search": search,
+    "visualize": visualize,
 }
 CONFIGS = sorted((ROOT / "configs").glob("[a-z]*.py"))
 # Two blocks, 65 tokens of width 12, four steps of eight images.
