@@ -72,6 +72,10 @@ def _is_above(value: Any) -> bool:
     return _is_number(value) and value > 0
 
 
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(is_whole(count) and count for count in value)
+
+
 _AGAIN = "write the file again with the program that made it"
 _KINDS: Mapping[Any, tuple[str, Callable[[Any], bool]]] = {
     str: ("text", _is_text),
@@ -82,6 +86,14 @@ _KINDS: Mapping[Any, tuple[str, Callable[[Any], bool]]] = {
     float | None: (
         "a finite number or null",
         lambda value: value is None or _is_number(value),
+    ),
+    int | None: (
+        "a whole number or null",
+        lambda value: value is None or is_whole(value),
+    ),
+    tuple[Positive, ...] | None: (
+        "a list of whole numbers above 0 or null",
+        lambda value: value is None or _are_counts(value),
     ),
     PositiveFloat: ("a number above 0", _is_above),
     tuple[PositiveFloat, ...]: (

@@ -1,17 +1,22 @@
-"""Program: writes the report of a work directory as one HTML page."""
+"""Program: writes the report of any runs as one HTML page, or as Markdown."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from diffrate_jax import cli
-from diffrate_jax.reporting import write_report
+from diffrate_jax.progress import say
+from diffrate_jax.reporting import summary, write_report
 
-EXAMPLE = """example:
+EXAMPLES = """examples:
   python -m diffrate_jax.report --results=runs/quickstart --out=report.html
+  python -m diffrate_jax.report --results=results --out=tables.md
+  python -m diffrate_jax.report --results=results --out=report.html --pictures=pictures
 
 Everything below the folder is collected: schedules, the metrics of search and
-training, evaluations and benchmarks. The page needs no other file and no network.
+training, evaluations, benchmarks and latency tables. A damaged file is named and costs
+nothing else. The page needs no other file and no network.
 """
 
 
@@ -22,19 +27,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(flags: argparse.Namespace) -> None:
-    """Writes what the flags ask for."""
-    write_report(flags.results, flags.out, flags.pictures, markdown=flags.markdown)
-    print(f"wrote {flags.out}")
+    """Writes what the flags ask for, and says what it found."""
+    results = write_report(
+        flags.results, flags.out, flags.pictures, markdown=flags.markdown
+    )
+    for problem in results.problems:
+        say(f"left out: {problem}")
+    size = Path(flags.out).stat().st_size
+    print(f"{summary(results)}\nwrote {flags.out}, {size / 1024:,.0f} KiB")
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the program's flags."""
-    flags = cli.Parser("report", __doc__.removeprefix("Program: "), EXAMPLE)
+    flags = cli.Parser("report", __doc__.removeprefix("Program: "), EXAMPLES)
     add = flags.add_argument
     add("--results", metavar="DIR", required=True, help="folder that runs wrote to")
-    add("--out", metavar="FILE", required=True, help="HTML file to write")
-    add("--pictures", metavar="DIR", help="folder for the pictures as PNG files")
-    add("--markdown", metavar="FILE", help="file for the tables as Markdown")
+    add("--out", metavar="FILE", required=True, help="HTML file to write, or .md for Markdown")
+    add("--pictures", metavar="DIR", help="folder for the charts as SVG files")
+    add("--markdown", metavar="FILE", help="file for the tables as Markdown too")
     return flags
 
 

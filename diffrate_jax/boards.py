@@ -1,0 +1,251 @@
+"""Boards: everything that was evaluated on the same images of the same model.
+
+Runs whose commands agree but for the seed and the target are taken together: a method
+has a mean and a spread for each target. Anything else stays apart, under its folder.
+"""
+
+import dataclasses
+import os
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from diffrate_jax.intervals import bootstrap_difference, hits, wilson
+from diffrate_jax.peers import PEERS
+from diffrate_jax.results import Evaluation, Row
+
+# Methods that are there to be beaten, by the names that evaluations give them.
+BASELINES = re.compile(
+    r"ToMe .*|\w+ constant|prune only|merge only|random( \d+)?"
+    r"|published search|(tome|uniform):.*"
+)
+DENSE = ("dense", "none", *PEERS)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Method:
+    """One line of a comparison: all seeds, or all draws, of a method for a target.
+
+    Attributes:
+        name: of the method.
+        target: cost that was asked for, if any.
+        family: folder of the runs it is from.
+        rows: what was evaluated.
+        paths: files of the rows.
+    """
+
+    name: str
+    target: str | None
+    family: str
+    rows: tuple[Row, ...]
+    paths: tuple[str, ...]
+
+    @cached_property
+    def correct(self) -> np.ndarray:
+        """Share of the rows that were right, for each image."""
+        return np.mean([hits(row.correct) for row in self.rows], axis=0)
+
+    @property
+    def kind(self) -> str:
+        """Whether this is "dense", "baseline" or "learned"."""
+        if self.name in DENSE:
+            return "dense"
+        return "baseline" if is_baseline(self.name) else "learned"
+
+    def mean(self, field: str) -> float:
+        """Returns the mean of a field over the rows."""
+        return statistics.fmean(getattr(row, field) for row in self.rows)
+
+    def spread(self, field: str) -> float:
+        """Returns the standard deviation of a field over the rows; 0 for one row."""
+        values = [getattr(row, field) for row in self.rows]
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+
+    def interval(self) -> tuple[float, float]:
+        """Returns the 95% interval of top-1, in percent, for the number of images.
+
+        Several rows see the same images, which are no more for it.
+        """
+        low, high = wilson(self.mean("top1") / 100, self.rows[0].count)
+        return 100 * low, 100 * high
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Board:
+    """Methods that can be compared image by image, those of a target together."""
+
+    runs: tuple[Evaluation, ...]
+    methods: tuple[Method, ...]
+
+    @property
+    def title(self) -> str:
+        """Model and images."""
+        first = self.runs[0]
+        cost = format_macs(first.dense_macs)
+        return f"{first.model} of {cost}, {first.dataset} {first.split}"
+
+    @property
+    def targets(self) -> tuple[str | None, ...]:
+        """What was asked for, the dearest first."""
+        found = {m.target: m.mean("fraction") for m in self.methods if m.target}
+        return tuple(sorted(found, key=found.__getitem__, reverse=True))
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Folders that the runs are from."""
+        return tuple(dict.fromkeys(method.family for method in self.methods))
+
+    def dense_of(self, method: Method) -> Method | None:
+        """Returns the dense model that a method compressed, if it was evaluated."""
+        dense = [m for m in self.methods if m.name in ("dense", "none")]
+        own = [m for m in dense if m.family == method.family]
+        found = own or dense
+        return found[0] if len(found) == 1 else None
+
+    def rival_of(self, method: Method) -> Method | None:
+        """Returns the most accurate baseline for the target, its own family's first."""
+        rivals = [
+            m
+            for m in self.methods
+            if m.kind == "baseline" and m.target == method.target and method.target
+        ]
+        own = [m for m in rivals if m.family == method.family]
+        return max(own or rivals, key=lambda m: m.mean("top1"), default=None)
+
+
+def boards_of(evaluations: Iterable[Evaluation]) -> tuple[Board, ...]:
+    """Returns a board for each model and split, in the order of the evaluations."""
+    groups: dict[tuple, list[Evaluation]] = {}
+    for each in evaluations:
+        images = each.dataset, each.split, each.rows[0].count
+        groups.setdefault((each.model, each.dense_macs, *images), []).append(each)
+    return tuple(Board(tuple(runs), methods_of(runs)) for runs in groups.values())
+
+
+def methods_of(runs: Sequence[Evaluation]) -> tuple[Method, ...]:
+    """Returns the methods of a board: dense first, then by target, best first."""
+    families: dict[tuple[str, str], list[Evaluation]] = {}
+    for run in runs:
+        families.setdefault((run.dtype, without_seed(run)), []).append(run)
+    names = family_names(list(families.values()))
+    found = [
+        method
+        for name, family in zip(names, families.values(), strict=True)
+        for method in pooled(name, distinct(family))
+    ]
+    kinds = ("dense", "learned", "baseline")
+    share = {m.target: m.mean("fraction") for m in reversed(found)}
+    order = lambda m: (  # noqa: E731
+        m.kind != "dense",
+        -share[m.target] if m.target else 0,
+        kinds.index(m.kind),
+        -m.mean("top1"),
+    )
+    return tuple(sorted(found, key=order))
+
+
+def without_seed(run: Evaluation) -> str:
+    """Returns the command of a run with a sign for its seeds and for its target.
+
+    >>> re.sub(SEED, r"\\1*", "evaluate --config.seed=3 --workdir=runs/seed12/60")
+    'evaluate --config.seed=* --workdir=runs/seed*/60'
+    """
+    command = re.sub(SEED, r"\1*", run.command)
+    for target in {row.target for row in run.rows if row.target}:
+        number = re.escape(target.rstrip("%ms "))
+        command = re.sub(rf"(?<!\d)(?<!\d\.){number}(?!\.?\d)", "#", command)
+    return command
+
+
+SEED = r"(seed[ _=-]?)\d+"
+
+
+def distinct(runs: Iterable[Evaluation]) -> list[Evaluation]:
+    """Returns the runs without copies of one that comes before."""
+    found: dict[tuple, Evaluation] = {}
+    for run in runs:
+        rows = tuple((row.name, row.target, row.correct) for row in run.rows)
+        found.setdefault(rows, run)
+    return list(found.values())
+
+
+def pooled(family: str, runs: Iterable[Evaluation]) -> list[Method]:
+    """Returns the methods of runs that differ in seed and target only."""
+    groups: dict[tuple[str, str | None], list[tuple[Row, str]]] = {}
+    for run in runs:
+        names = {row.name for row in run.rows}
+        for row in run.rows:
+            name = plain_name(row.name, names)
+            # The same weights do alike, whatever target stands beside them.
+            target = None if name in DENSE else row.target
+            rows = groups.setdefault((name, target), [])
+            if name not in DENSE or row.correct not in [r.correct for r, _ in rows]:
+                rows.append((row, run.path))
+    return [
+        Method(name, target, family, *map(tuple, zip(*rows, strict=True)))
+        for (name, target), rows in groups.items()
+    ]
+
+
+def plain_name(name: str, others: set[str]) -> str:
+    """Returns the name of a method for one of its draws or seeds.
+
+    >>> plain_name("random 3", set()), plain_name("seed 1", {"learned"})
+    ('random', 'learned')
+    """
+    if re.fullmatch(r"random \d+", name):
+        return "random"
+    is_seed = re.fullmatch(r"seed \d+", name) and "learned" in others
+    return "learned" if is_seed else name
+
+
+def family_names(families: Sequence[Sequence[Evaluation]]) -> list[str]:
+    """Returns for each family the folder that holds all its runs, without what all share.
+
+    Where that would give two families one name and they hold the same method for the
+    same target, a number tells them apart.
+    """
+    folders = [
+        os.path.commonpath([str(PurePosixPath(run.path).parent) for run in family])
+        for family in families
+    ]
+    seen: dict[tuple[str, str, str | None], int] = {}
+    names = []
+    for folder, family in zip(folders, families, strict=True):
+        keys = {(folder, row.name, row.target) for run in family for row in run.rows}
+        clash = max((seen.get(key, 0) for key in keys if key[1] not in DENSE), default=0)
+        seen |= dict.fromkeys(keys, clash + 1)
+        names.append(f"{folder} ({clash + 1})" if clash else folder)
+    return names
+
+
+def is_baseline(name: str) -> bool:
+    """Returns whether a row is there to be beaten."""
+    return BASELINES.fullmatch(name) is not None
+
+
+def is_learned(name: str) -> bool:
+    """Returns whether a row is a schedule, of whatever name, that search found."""
+    return name not in DENSE and not is_baseline(name)
+
+
+def format_macs(macs: float) -> str:
+    """Returns multiply-adds with a unit.
+
+    >>> format_macs(4_608_000_000), format_macs(13_366_560)
+    ('4.61 GMACs', '13.4 MMACs')
+    """
+    unit, scale = ("G", 1e9) if macs >= 1e9 else ("M", 1e6)
+    return f"{macs / scale:#.3g}".rstrip(".") + f" {unit}MACs"
+
+
+def format_difference(one: Method, other: Method | None) -> str:
+    """Returns how many points `one` is ahead of `other`, and the 95% interval."""
+    if other is None or one is other:
+        return "–"
+    mean, low, high = bootstrap_difference(one.correct, other.correct)
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−")

@@ -1,0 +1,322 @@
+"""The accuracy of every method: against cost, against measured time, and in tables."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+
+from diffrate_jax.boards import Board, Method, format_difference, format_macs
+from diffrate_jax.reporting.charts import Axis, Chart, Look
+from diffrate_jax.reporting.looks import looks_of
+from diffrate_jax.reporting.sections import (
+    Cell,
+    Figure,
+    Headline,
+    How,
+    Line,
+    Section,
+    Table,
+)
+from diffrate_jax.reporting.timed import Timed, timed_by_benchmark, timed_by_evaluation
+from diffrate_jax.results import Benchmark
+
+# More lines than this are folded, more families than this are summed up.
+LONG, MANY, CARDS = 60, 6, 4
+COST = "cost, % of dense"
+TOP1 = "top-1 accuracy, %"
+
+
+def accuracy_sections(
+    boards: Sequence[Board], benchmarks: Sequence[Benchmark]
+) -> Iterator[Section]:
+    """Yields a section for each board."""
+    for number, board in enumerate(boards, 1):
+        looks = looks_of(method.name for method in board.methods)
+        settings = list(timed_by_benchmark(board, benchmarks))
+        parts = [cost_figure(board, looks, number)]
+        parts += time_figures(board, settings, looks, number)
+        if len(board.targets) > 1:
+            parts.append(pivot(board))
+        parts.append(full_table(board))
+        how = [How(run.path, run.command, run.environment) for run in board.runs]
+        heads = list(headlines(board, settings))
+        yield Section(
+            f"Accuracy: {board.title}",
+            parts,
+            how,
+            heads if len(heads) <= CARDS else (),
+        )
+
+
+def cost_figure(board: Board, looks: dict[str, Look], number: int) -> Figure:
+    """Returns accuracy against cost, and its upper part where that says more."""
+    places = [(m, 100 * m.mean("fraction")) for m in board.methods]
+    return Figure(
+        f"accuracy_against_cost_{number}",
+        "Accuracy against cost",
+        scatter(board, places, looks, COST, "all methods"),
+        list(looks.values()),
+        "Whiskers are 95% intervals for the number of images (Wilson); they hold for "
+        "each point alone. Methods saw the same images, so differences between them "
+        "are surer than whiskers suggest: see the paired intervals in the table.",
+    )
+
+
+def time_figures(
+    board: Board, settings: Sequence[Timed], looks: dict[str, Look], number: int
+) -> Iterator[Figure]:
+    """Yields accuracy against time as benchmarked, and as evaluated what was not."""
+    for place, timed in enumerate(settings, 1):
+        yield time_figure(board, timed, looks, f"{number}_{place}")
+    named = {m.name for timed in settings for m in timed.ms}
+    rough = timed_by_evaluation(board)
+    if rough is not None and {m.name for m in board.methods} - named:
+        yield time_figure(board, rough, looks, f"{number}_rough")
+
+
+def time_figure(
+    board: Board, timed: Timed, looks: dict[str, Look], number: str
+) -> Figure:
+    """Returns accuracy against the milliseconds of an image."""
+    return Figure(
+        f"accuracy_against_time_{number}",
+        f"Accuracy against time: {timed.title}",
+        scatter(
+            board, list(timed.ms.items()), looks, "milliseconds per image", "all methods"
+        ),
+        [looks[name] for name in dict.fromkeys(m.name for m in timed.ms)],
+        timed.note,
+    )
+
+
+def scatter(
+    board: Board,
+    places: Sequence[tuple[Method, float]],
+    looks: dict[str, Look],
+    label: str,
+    title: str,
+) -> list[Chart]:
+    """Returns a chart of all methods, before it one of the best where that helps."""
+    top1 = [m.mean("top1") for m, _ in places]
+    good = [m.mean("top1") for m, _ in places if m.kind != "baseline"]
+    good += [r.mean("top1") for m, _ in places if (r := board.rival_of(m))]
+    floor = min(good) - 0.15 * (max(good) - min(good)) - 0.1
+    whole = one_scatter(places, looks, label, title)
+    below = sum(value < floor for value in top1)
+    if not below or max(top1) - min(top1) < 2.5 * (max(top1) - floor):
+        return [whole]
+    upper = [(m, x) for m, x in places if m.mean("top1") >= floor]
+    return [
+        one_scatter(upper, looks, label, f"the upper part ({below} points are below)"),
+        whole,
+    ]
+
+
+def one_scatter(
+    places: Sequence[tuple[Method, float]],
+    looks: dict[str, Look],
+    label: str,
+    title: str,
+) -> Chart:
+    """Returns methods as points, those of a run that go together joined by a line."""
+    values = [m.mean("top1") for m, _ in places]
+    chart = Chart(
+        title,
+        Axis.around(label, [x for _, x in places]),
+        Axis.around(TOP1, values, pad=0.08),
+    )
+    lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for method, x in places:
+        key = method.name, method.family
+        lines.setdefault(key, []).append((x, method.mean("top1")))
+    for (name, family), points in lines.items():
+        if len(points) > 1:
+            chart.line(sorted(points), looks[name], run=family)
+    span = max(values) - min(values)
+    for method, x in places:
+        low, high = method.interval()
+        # An interval wider than the chart would only say so.
+        if high - low < 2 * span:
+            chart.whisker(
+                x,
+                max(low, min(values) - 0.08 * span),
+                min(high, max(values) + 0.08 * span),
+                looks[method.name],
+                method.family,
+            )
+    for method, x in sorted(places, key=lambda p: looks[p[0].name].is_strong):
+        tip = f"{described(method)}\n{label}: {x:.3g}"
+        chart.point(
+            x, method.mean("top1"), looks[method.name], tip, run=method.family
+        )
+    return chart
+
+
+def described(method: Method) -> str:
+    """Returns what a point is, in a few lines."""
+    low, high = method.interval()
+    target = f", target {method.target}" if method.target else ""
+    return (
+        f"{method.name}{target}\n{top1_text(method)} % top-1, 95% {low:.2f} to "
+        f"{high:.2f}\n{format_macs(method.mean('macs'))}, "
+        f"{method.mean('fraction'):.1%} of dense"
+        + (f"\n{method.family}" if method.family else "")
+    )
+
+
+def top1_text(method: Method) -> str:
+    """Returns top-1 in percent, and its spread over rows."""
+    count = len(method.rows)
+    spread = f" ± {method.spread('top1'):.2f} ({count})" if count > 1 else ""
+    return f"{method.mean('top1'):.2f}{spread}"
+
+
+def pivot(board: Board) -> Table:
+    """Returns accuracy by method and target, the most accurate of a target marked."""
+    is_summed = len(board.families) > MANY
+    rows: dict[tuple[str, str], dict[str | None, list[Method]]] = {}
+    for method in board.methods:
+        key = method.name, "" if is_summed else method.family
+        rows.setdefault(key, {}).setdefault(method.target, []).append(method)
+    best = {
+        target: max(mean_top1(by[target]) for by in rows.values() if target in by)
+        for target in board.targets
+    }
+    lines = []
+    for (name, family), by_target in rows.items():
+        label = f"{name} · {family}" if family and len(board.families) > 1 else name
+        if None in by_target and not by_target.keys() - {None}:
+            by_target = dict.fromkeys(board.targets, by_target[None])
+        cells = [pivot_cell(by_target.get(target)) for target in board.targets]
+        kind = next(iter(by_target.values()))[0].kind
+        is_best = any(
+            target in by_target and mean_top1(by_target[target]) == best[target]
+            for target in board.targets
+        )
+        mark = "strong" if kind == "learned" else "best" if is_best and kind != "dense" else ""
+        lines.append(Line([label, *cells], family, mark))
+    folds = " (mean over runs, and from lowest to highest)" if is_summed else ""
+    header = [f"top-1, %, at a target of{folds}", *map(str, board.targets)]
+    return Table("Accuracy by target", header, lines)
+
+
+def mean_top1(methods: Sequence[Method]) -> float:
+    """Returns the mean accuracy over some methods."""
+    return statistics.fmean(method.mean("top1") for method in methods)
+
+
+def pivot_cell(methods: Sequence[Method] | None) -> str | Cell:
+    """Returns one accuracy, or what several runs make of it."""
+    if not methods:
+        return "–"
+    if len(methods) == 1:
+        return Cell(top1_text(methods[0]), mean_top1(methods))
+    values = [method.mean("top1") for method in methods]
+    text = f"{mean_top1(methods):.2f} ({min(values):.2f} to {max(values):.2f})"
+    return Cell(text, mean_top1(methods))
+
+
+def full_table(board: Board) -> Table:
+    """Returns everything about every method, and how far it is ahead of others."""
+    has_targets, has_runs = bool(board.targets), len(board.families) > 1
+    header = ["method", *["run"] * has_runs, *["target"] * has_targets]
+    header += ["cost", "of dense", "top-1, %", "95% interval", "top-5, %", "loss"]
+    header += ["− dense, points [95%]", "− best baseline, points [95%]"]
+    rivals = {method: board.rival_of(method) for method in board.methods}
+    lines = []
+    for method in board.methods:
+        is_best = method in rivals.values()
+        cells: list[str | Cell] = [method.name + (" (best baseline)" if is_best else "")]
+        cells += [method.family or "–"] * has_runs
+        cells += [method.target or "–"] * has_targets
+        dense = board.dense_of(method)
+        cells += figures(method) + [
+            difference(method, dense),
+            difference(method, rivals[method]),
+        ]
+        mark = "strong" if method.kind == "learned" else "best" if is_best else ""
+        lines.append(Line(cells, f"{method.family} {method.name}", mark))
+    return Table("All figures", header, lines, note_of(board), len(lines) > LONG)
+
+
+def figures(method: Method) -> list[str | Cell]:
+    """Returns cost, accuracy and loss of a method as cells."""
+    low, high = method.interval()
+    return [
+        Cell(format_macs(method.mean("macs")), method.mean("macs")),
+        f"{method.mean('fraction'):.1%}",
+        Cell(top1_text(method), method.mean("top1")),
+        Cell(f"{low:.2f} to {high:.2f}", low),
+        f"{method.mean('top5'):.2f}",
+        f"{method.mean('loss'):.3f}",
+    ]
+
+
+def difference(method: Method, other: Method | None) -> str | Cell:
+    """Returns how far a method is ahead of another, with its interval."""
+    text = format_difference(method, other)
+    if other is None or other is method:
+        return text
+    return Cell(text, method.mean("top1") - other.mean("top1"))
+
+
+def note_of(board: Board) -> str:
+    """Returns what a reader of a board's table has to know."""
+    pooled = any(len(method.rows) > 1 for method in board.methods)
+    return (
+        f"{board.runs[0].rows[0].count:,} images. "
+        + (
+            "a ± b (n): mean and standard deviation over n seeds or draws, in runs "
+            "whose commands agree but for seed and target. "
+            if pooled
+            else ""
+        )
+        + "The 95% interval of top-1 is Wilson's for that many images. Differences are "
+        "paired, image by image; their intervals are a bootstrap over the images "
+        "(2,000 draws). Cost is per image; one multiply-add counts once, which the "
+        "papers call one FLOP."
+    )
+
+
+def headlines(
+    board: Board, settings: Sequence[Timed]
+) -> Iterator[tuple[str, list[Headline]]]:
+    """Yields a title and the figures that matter of everything learned."""
+    for method in board.methods:
+        if method.kind == "learned":
+            where = [method.family] * (len(board.families) > 1)
+            target = [f"target {method.target}"] if method.target else []
+            title = ", ".join([method.name, *where, *target])
+            yield title, [*claims(board, method), *speeds(method, settings)]
+
+
+def claims(board: Board, method: Method) -> Iterator[Headline]:
+    """Yields accuracy, lead over baselines and cost of a learned schedule."""
+    dense, rival = board.dense_of(method), board.rival_of(method)
+    top1 = f"{method.mean('top1'):.2f} %"
+    if dense is None:
+        yield Headline("Accuracy", top1, "top-1; the dense model was not evaluated")
+    else:
+        change = format_difference(method, dense)
+        before = f"{dense.mean('top1'):.2f} → {top1}"
+        yield Headline("Accuracy", before, f"top-1, dense → learned: {change} points")
+    if rival is None:
+        yield Headline("Lead over baselines", "–", "no baseline was evaluated")
+    else:
+        value, _, interval = format_difference(method, rival).partition(" ")
+        about = f"over the best, {rival.name}; 95% interval {interval}"
+        yield Headline("Lead over baselines", f"{value} points", about)
+    costs = format_macs(method.mean("macs")), format_macs(board.runs[0].dense_macs)
+    share = f"{method.mean('fraction'):.1%}"
+    yield Headline("Cost", share, f"of dense: {costs[0]} of {costs[1]} per image")
+
+
+def speeds(method: Method, settings: Sequence[Timed]) -> Iterator[Headline]:
+    """Yields speed-up and efficiency as benchmarked."""
+    for timed in settings:
+        if method in timed.rows:
+            row = timed.rows[method]
+            rate = f"{row.images_per_second:,.0f} images/s, {timed.title}"
+            yield Headline("Speed", f"{row.speedup:.2f}×", rate)
+            about = "speed-up over what the saved multiply-adds promise"
+            yield Headline("Efficiency", f"{row.efficiency:.2f}", about)
+            return
+    yield Headline("Speed", "–", "no benchmark of this schedule was run")

@@ -1,0 +1,46 @@
+"""How methods look, the same in every chart."""
+
+import itertools
+from collections.abc import Iterable
+
+from diffrate_jax.boards import is_learned
+from diffrate_jax.reporting.charts import Look
+
+# The colours of Okabe and Ito, which the colour-blind can tell apart.
+COLOURS = ("blue", "orange", "green", "purple", "red", "sky", "grey", "ink")
+SHAPES = ("circle", "square", "up", "diamond", "down", "cross")
+KNOWN = {
+    "dense": Look("dense", "ink", "square"),
+    "learned": Look("learned", "blue", "star", is_strong=True),
+    "ToMe constant": Look("ToMe constant", "orange"),
+    "ToMe decreasing": Look("ToMe decreasing", "red", "down"),
+    "ToMe increasing": Look("ToMe increasing", "sky", "up"),
+    "prune only": Look("prune only", "green", "up"),
+    "merge only": Look("merge only", "purple", "diamond"),
+    "redundancy constant": Look("redundancy constant", "blue", "square"),
+    "published search": Look("published search", "red", "cross"),
+    "random": Look("random", "grey", "cross"),
+}
+
+
+def looks_of(names: Iterable[str]) -> dict[str, Look]:
+    """Returns a look for each name, in their order; what is learned stands out."""
+    free = itertools.product(SHAPES, COLOURS)
+    looks = {}
+    for name in dict.fromkeys(names):
+        if name in KNOWN:
+            looks[name] = KNOWN[name]
+            continue
+        shape, colour = next(free)
+        strong = is_learned(name)
+        looks[name] = Look(name, colour, "star" if strong else shape, is_strong=strong)
+    return looks
+
+
+def plain_looks(names: Iterable[str]) -> dict[str, Look]:
+    """Returns a look for each of some runs, none of which stands out."""
+    free = itertools.cycle(itertools.product(SHAPES, COLOURS))
+    return {
+        name: Look(name, colour, shape)
+        for name, (shape, colour) in zip(names, free, strict=False)
+    }
