@@ -97,7 +97,7 @@ class Board:
     @property
     def families(self) -> tuple[str, ...]:
         """Folders that the runs are from."""
-        return tuple(dict.fromkeys(method.family for method in self.methods))
+        return tuple(sorted({method.family for method in self.methods}))
 
     def dense_of(self, method: Method) -> Method | None:
         """Returns the dense model that a method compressed, if it was evaluated."""
@@ -137,6 +137,7 @@ def methods_of(runs: Sequence[Evaluation]) -> tuple[Method, ...]:
         for name, family in zip(names, families.values(), strict=True)
         for method in pooled(name, distinct(family))
     ]
+    found = list({once_key(method): method for method in reversed(found)}.values())
     kinds = ("dense", "learned", "baseline")
     share = {m.target: m.mean("fraction") for m in reversed(found)}
     order = lambda m: (  # noqa: E731
@@ -148,10 +149,17 @@ def methods_of(runs: Sequence[Evaluation]) -> tuple[Method, ...]:
     return tuple(sorted(found, key=order))
 
 
-def without_seed(run: Evaluation) -> str:
-    """Returns the command of a run with a sign for its seeds and for its target.
+def once_key(method: Method) -> tuple:
+    """Returns what tells methods apart: a dense model of one folder counts once."""
+    if method.kind == "dense":
+        return method.name, method.family, *(row.correct for row in method.rows)
+    return (id(method),)
 
-    >>> re.sub(SEED, r"\\1*", "evaluate --config.seed=3 --workdir=runs/seed12/60")
+
+def without_seed(run: Evaluation) -> str:
+    r"""Returns the command of a run with a sign for its seeds and for its target.
+
+    >>> re.sub(SEED, r"\1*", "evaluate --config.seed=3 --workdir=runs/seed12/60")
     'evaluate --config.seed=* --workdir=runs/seed*/60'
     """
     command = re.sub(SEED, r"\1*", run.command)
@@ -204,7 +212,7 @@ def plain_name(name: str, others: set[str]) -> str:
 
 
 def family_names(families: Sequence[Sequence[Evaluation]]) -> list[str]:
-    """Returns for each family the folder that holds all its runs, without what all share.
+    """Returns for each family the folder that holds all its runs.
 
     Where that would give two families one name and they hold the same method for the
     same target, a number tells them apart.
@@ -217,9 +225,12 @@ def family_names(families: Sequence[Sequence[Evaluation]]) -> list[str]:
     names = []
     for folder, family in zip(folders, families, strict=True):
         keys = {(folder, row.name, row.target) for run in family for row in run.rows}
-        clash = max((seen.get(key, 0) for key in keys if key[1] not in DENSE), default=0)
+        clash = max(
+            (seen.get(key, 0) for key in keys if key[1] not in DENSE), default=0
+        )
         seen |= dict.fromkeys(keys, clash + 1)
-        names.append(f"{folder} ({clash + 1})" if clash else folder)
+        folder = "" if folder == "." else folder
+        names.append(f"{folder or 'run'} ({clash + 1})" if clash else folder)
     return names
 
 

@@ -21,7 +21,9 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     """
     weight = Z95**2 / count
     centre = (share + weight / 2) / (1 + weight)
-    half = Z95 / (1 + weight) * np.sqrt(share * (1 - share) / count + weight / 4 / count)
+    half = (
+        Z95 / (1 + weight) * np.sqrt(share * (1 - share) / count + weight / 4 / count)
+    )
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 

@@ -2,7 +2,7 @@
 
 import json
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -155,7 +155,10 @@ def read_lines(path: Path, name: str) -> list[Any]:
     Raises:
         UserError: a line in the middle that is not JSON.
     """
-    lines = path.read_text(errors="replace").splitlines()
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {name}: {error.strerror}; remove it") from error
     values = []
     for number, line in enumerate(lines, 1):
         try:

@@ -42,7 +42,12 @@ def parser() -> argparse.ArgumentParser:
     flags = cli.Parser("report", __doc__.removeprefix("Program: "), EXAMPLES)
     add = flags.add_argument
     add("--results", metavar="DIR", required=True, help="folder that runs wrote to")
-    add("--out", metavar="FILE", required=True, help="HTML file to write, or .md for Markdown")
+    add(
+        "--out",
+        metavar="FILE",
+        required=True,
+        help="HTML file to write, or .md for Markdown",
+    )
     add("--pictures", metavar="DIR", help="folder for the charts as SVG files")
     add("--markdown", metavar="FILE", help="file for the tables as Markdown too")
     return flags

@@ -3,7 +3,7 @@
 import dataclasses
 
 from diffrate_jax import peers
-from diffrate_jax.baselines import Cases, cost_of
+from diffrate_jax.baselines import Cases, cost_of, schedule_of
 from diffrate_jax.environment import environment
 from diffrate_jax.files import Json
 from diffrate_jax.inference import compile_inference
@@ -55,6 +55,9 @@ def run_benchmark(
     ]
     rows = time_in_turn(timed, model.image_size, speed.batch_size, rounds=speed.rounds)
     peak = matrix_peak(speed.dtype)
+    for row, compression in zip(rows, cases.values(), strict=False):  # Peers have none.
+        schedule = schedule_of(compression, model.geometry)
+        row |= {"rule": schedule.rule, "prune": schedule.prune, "merge": schedule.merge}
     for row in rows:
         row["of_peak"] = 2 * row["macs"] * row["images_per_second"] / peak
     return {

@@ -1,4 +1,4 @@
-"""The report of any runs: one HTML page, its charts as SVG files, tables as Markdown."""
+"""The report of any runs: one HTML page, its charts as SVG, tables as Markdown."""
 
 import os
 from collections.abc import Iterator
@@ -63,23 +63,20 @@ def sections(results: Results) -> Iterator[Section]:
 
 
 def summary(results: Results) -> str:
-    """Returns in one sentence what was found.
+    """Returns in a few words what was found.
 
     >>> summary(Results({}, {}, {}, (), (), problems=("x",), ignored=2))
-    'Found: 1 damaged file; 2 JSON files are no results.'
+    'Found damaged files: 1, other JSON files: 2'
     """
     counts = {
-        "evaluation": len(results.evaluations),
-        "benchmark": len(results.benchmarks),
-        "benchmark that did not fit": len(results.misfits),
-        "schedule": len(results.schedules),
-        "search log": len(results.searches),
-        "training log": len(results.trainings),
-        "latency table": len(results.latencies),
-        "damaged file": len(results.problems),
+        "evaluations": len(results.evaluations),
+        "benchmarks": len(results.benchmarks),
+        "benchmarks that did not fit": len(results.misfits),
+        "schedules": len(results.schedules),
+        "search logs": len(results.searches),
+        "training logs": len(results.trainings),
+        "latency tables": len(results.latencies),
+        "damaged files": len(results.problems),
+        "other JSON files": results.ignored,
     }
-    plural = lambda words: words.replace(" ", "s ", 1) if " that " in words else f"{words}s"  # noqa: E731, E501
-    found = [f"{n} {w if n == 1 else plural(w)}" for w, n in counts.items() if n]
-    are = "file is no result" if results.ignored == 1 else "files are no results"
-    rest = f"; {results.ignored} JSON {are}" if results.ignored else ""
-    return f"Found: {', '.join(found)}{rest}."
+    return "Found " + ", ".join(f"{w}: {n}" for w, n in counts.items() if n)

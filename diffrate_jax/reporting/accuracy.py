@@ -4,8 +4,9 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from diffrate_jax.boards import Board, Method, format_difference, format_macs
-from diffrate_jax.reporting.charts import Axis, Chart, Look
+from diffrate_jax.reporting.charts import Look
 from diffrate_jax.reporting.looks import looks_of
+from diffrate_jax.reporting.scatter import scatters, top1_text
 from diffrate_jax.reporting.sections import (
     Cell,
     Figure,
@@ -21,7 +22,6 @@ from diffrate_jax.results import Benchmark
 # More lines than this are folded, more families than this are summed up.
 LONG, MANY, CARDS = 60, 6, 4
 COST = "cost, % of dense"
-TOP1 = "top-1 accuracy, %"
 
 
 def accuracy_sections(
@@ -52,11 +52,11 @@ def cost_figure(board: Board, looks: dict[str, Look], number: int) -> Figure:
     return Figure(
         f"accuracy_against_cost_{number}",
         "Accuracy against cost",
-        scatter(board, places, looks, COST, "all methods"),
+        scatters(board, places, looks, COST),
         list(looks.values()),
-        "Whiskers are 95% intervals for the number of images (Wilson); they hold for "
-        "each point alone. Methods saw the same images, so differences between them "
-        "are surer than whiskers suggest: see the paired intervals in the table.",
+        "Whiskers of dense and learned are 95% intervals for the number of images "
+        "(Wilson); they hold for each point alone. Methods saw the same images, so "
+        "differences between them are surer: see the paired intervals in the table.",
     )
 
 
@@ -79,94 +79,10 @@ def time_figure(
     return Figure(
         f"accuracy_against_time_{number}",
         f"Accuracy against time: {timed.title}",
-        scatter(
-            board, list(timed.ms.items()), looks, "milliseconds per image", "all methods"
-        ),
+        scatters(board, list(timed.ms.items()), looks, "milliseconds per image"),
         [looks[name] for name in dict.fromkeys(m.name for m in timed.ms)],
         timed.note,
     )
-
-
-def scatter(
-    board: Board,
-    places: Sequence[tuple[Method, float]],
-    looks: dict[str, Look],
-    label: str,
-    title: str,
-) -> list[Chart]:
-    """Returns a chart of all methods, before it one of the best where that helps."""
-    top1 = [m.mean("top1") for m, _ in places]
-    good = [m.mean("top1") for m, _ in places if m.kind != "baseline"]
-    good += [r.mean("top1") for m, _ in places if (r := board.rival_of(m))]
-    floor = min(good) - 0.15 * (max(good) - min(good)) - 0.1
-    whole = one_scatter(places, looks, label, title)
-    below = sum(value < floor for value in top1)
-    if not below or max(top1) - min(top1) < 2.5 * (max(top1) - floor):
-        return [whole]
-    upper = [(m, x) for m, x in places if m.mean("top1") >= floor]
-    return [
-        one_scatter(upper, looks, label, f"the upper part ({below} points are below)"),
-        whole,
-    ]
-
-
-def one_scatter(
-    places: Sequence[tuple[Method, float]],
-    looks: dict[str, Look],
-    label: str,
-    title: str,
-) -> Chart:
-    """Returns methods as points, those of a run that go together joined by a line."""
-    values = [m.mean("top1") for m, _ in places]
-    chart = Chart(
-        title,
-        Axis.around(label, [x for _, x in places]),
-        Axis.around(TOP1, values, pad=0.08),
-    )
-    lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for method, x in places:
-        key = method.name, method.family
-        lines.setdefault(key, []).append((x, method.mean("top1")))
-    for (name, family), points in lines.items():
-        if len(points) > 1:
-            chart.line(sorted(points), looks[name], run=family)
-    span = max(values) - min(values)
-    for method, x in places:
-        low, high = method.interval()
-        # An interval wider than the chart would only say so.
-        if high - low < 2 * span:
-            chart.whisker(
-                x,
-                max(low, min(values) - 0.08 * span),
-                min(high, max(values) + 0.08 * span),
-                looks[method.name],
-                method.family,
-            )
-    for method, x in sorted(places, key=lambda p: looks[p[0].name].is_strong):
-        tip = f"{described(method)}\n{label}: {x:.3g}"
-        chart.point(
-            x, method.mean("top1"), looks[method.name], tip, run=method.family
-        )
-    return chart
-
-
-def described(method: Method) -> str:
-    """Returns what a point is, in a few lines."""
-    low, high = method.interval()
-    target = f", target {method.target}" if method.target else ""
-    return (
-        f"{method.name}{target}\n{top1_text(method)} % top-1, 95% {low:.2f} to "
-        f"{high:.2f}\n{format_macs(method.mean('macs'))}, "
-        f"{method.mean('fraction'):.1%} of dense"
-        + (f"\n{method.family}" if method.family else "")
-    )
-
-
-def top1_text(method: Method) -> str:
-    """Returns top-1 in percent, and its spread over rows."""
-    count = len(method.rows)
-    spread = f" ± {method.spread('top1'):.2f} ({count})" if count > 1 else ""
-    return f"{method.mean('top1'):.2f}{spread}"
 
 
 def pivot(board: Board) -> Table:
@@ -182,7 +98,8 @@ def pivot(board: Board) -> Table:
     }
     lines = []
     for (name, family), by_target in rows.items():
-        label = f"{name} · {family}" if family and len(board.families) > 1 else name
+        is_one = len({f for n, f in rows if n == name}) == 1
+        label = name if is_one or not family else f"{name} · {family}"
         if None in by_target and not by_target.keys() - {None}:
             by_target = dict.fromkeys(board.targets, by_target[None])
         cells = [pivot_cell(by_target.get(target)) for target in board.targets]
@@ -191,7 +108,13 @@ def pivot(board: Board) -> Table:
             target in by_target and mean_top1(by_target[target]) == best[target]
             for target in board.targets
         )
-        mark = "strong" if kind == "learned" else "best" if is_best and kind != "dense" else ""
+        mark = (
+            "strong"
+            if kind == "learned"
+            else "best"
+            if is_best and kind != "dense"
+            else ""
+        )
         lines.append(Line([label, *cells], family, mark))
     folds = " (mean over runs, and from lowest to highest)" if is_summed else ""
     header = [f"top-1, %, at a target of{folds}", *map(str, board.targets)]
@@ -224,14 +147,14 @@ def full_table(board: Board) -> Table:
     lines = []
     for method in board.methods:
         is_best = method in rivals.values()
-        cells: list[str | Cell] = [method.name + (" (best baseline)" if is_best else "")]
+        cells: list[str | Cell] = [
+            method.name + (" (best baseline)" if is_best else "")
+        ]
         cells += [method.family or "–"] * has_runs
         cells += [method.target or "–"] * has_targets
         dense = board.dense_of(method)
-        cells += figures(method) + [
-            difference(method, dense),
-            difference(method, rivals[method]),
-        ]
+        cells += figures(method)
+        cells += [difference(method, dense), difference(method, rivals[method])]
         mark = "strong" if method.kind == "learned" else "best" if is_best else ""
         lines.append(Line(cells, f"{method.family} {method.name}", mark))
     return Table("All figures", header, lines, note_of(board), len(lines) > LONG)

@@ -73,12 +73,16 @@ class Axis:
     def ticks(self, most: int = 6) -> list[float]:
         """Returns round values between the ends, of which there are few."""
         if self.is_log and self.high / self.low > 3:
-            powers = range(math.floor(math.log10(self.low)), 1 + math.ceil(
-                math.log10(self.high)))
+            powers = range(
+                math.floor(math.log10(self.low)), 1 + math.ceil(math.log10(self.high))
+            )
             every = [f * 10.0**p for p in powers for f in (1, 2, 5)]
             found = [t for t in every if self.low <= t <= self.high]
-            return found if len(found) <= most + 2 else [
-                t for t in found if f"{t:e}"[0] == "1"]
+            return (
+                found
+                if len(found) <= most + 2
+                else [t for t in found if f"{t:e}"[0] == "1"]
+            )
         rough = (self.high - self.low) / most
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(f * power for f in (1, 2, 5, 10) if f * power >= rough * 0.999)
@@ -111,7 +115,7 @@ class Chart:
         *,
         width: int = 480,
         height: int = 320,
-        left: int = 58,
+        left: int = 66,
         right: int = 14,
     ) -> None:
         self.title, self.width, self.height = title, width, height
@@ -135,7 +139,13 @@ class Chart:
         return self._bottom - share * (self._bottom - self._top)
 
     def line(
-        self, points: Sequence[Point], look: Look, *, run: str = "", dash: str = ""
+        self,
+        points: Sequence[Point],
+        look: Look,
+        *,
+        run: str = "",
+        dash: str = "",
+        tip: str = "",
     ) -> None:
         """Draws a line through points; `dash` is that of SVG."""
         places = " ".join(f"{x:.1f},{y:.1f}" for x, y in (self.at(*p) for p in points))
@@ -143,7 +153,7 @@ class Chart:
         strong = " strong" if look.is_strong else ""
         self._marks.append(
             f'<polyline class="line{strong}" {_tags(look, run)}{broken} '
-            f'points="{places}"/>'
+            f'points="{places}">{_tip(tip)}</polyline>'
         )
 
     def point(self, x: float, y: float, look: Look, tip: str, *, run: str = "") -> None:

@@ -1,6 +1,7 @@
 """How searches and trainings went: cost, loss and counts by step."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from diffrate_jax.boards import format_macs
 from diffrate_jax.reporting.charts import Axis, Chart, Look
@@ -9,12 +10,13 @@ from diffrate_jax.reporting.sections import Cell, Figure, How, Line, Section, Ta
 from diffrate_jax.reporting.tokens import folder
 from diffrate_jax.results import Origin, SearchStep, TrainStep
 
-# Points of a line that are drawn, runs whose counts are shown at once.
-POINTS, FEW = 160, 3
+# Points of a line that are drawn, runs whose counts are shown at once, runs that get a
+# legend: what more there are say their names when pointed at.
+POINTS, FEW, KEYS = 160, 3, 12
 # Blocks from first to last; between them the colours are mixed.
 FIRST, LAST = (86, 180, 233), (213, 94, 0)
 Search = Sequence[SearchStep]
-Curve = Sequence[SearchStep] | Sequence[TrainStep]
+Value = Callable[[Any], float | None]
 
 
 def curve_sections(
@@ -38,7 +40,7 @@ def curve_sections(
         runs = {run_name(path): curve for path, curve in trainings.items()}
         looks = plain_looks(runs)
         chart = curves("loss", runs, looks, lambda step: step.loss, "loss")
-        figure = Figure("training_curves", "Loss by step", [chart], list(looks.values()))
+        figure = Figure("training_curves", "Loss by step", [chart], keys(looks))
         yield Section("Trainings", [figure])
 
 
@@ -59,7 +61,7 @@ def thinned(curve: Sequence, most: int = POINTS) -> Sequence:
 
 
 def curves(
-    title: str, runs: Mapping, looks: dict[str, Look], value: callable, label: str
+    title: str, runs: Mapping, looks: dict[str, Look], value: Value, label: str
 ) -> Chart:
     """Returns one line for each run, with a point where it ends."""
     steps = [float(step.step) for curve in runs.values() for step in curve]
@@ -72,9 +74,8 @@ def curves(
         Axis.around(label, values, is_log=is_log),
     )
     for name, curve in runs.items():
-        chart.line(
-            [(float(s.step), value(s)) for s in thinned(curve)], looks[name], run=name
-        )
+        line = [(float(s.step), value(s)) for s in thinned(curve)]
+        chart.line(line, looks[name], run=name, tip=name)
         end = curve[-1]
         tip = f"{name}\nstep {end.step}: {label} {value(end):.5g}"
         chart.point(float(end.step), value(end), looks[name], tip, run=name)
@@ -98,12 +99,16 @@ def search_figure(runs: Mapping[str, Search]) -> Figure:
         charts.append(chart)
     charts.append(curves("Loss", runs, looks, lambda s: s.loss, "loss"))
     note = "Broken lines: targets."
-    shown = list(looks.values())
-    return Figure("search_curves", "Cost and loss by step", charts, shown, note)
+    return Figure("search_curves", "Cost and loss by step", charts, keys(looks), note)
+
+
+def keys(looks: Mapping[str, Look]) -> list[Look]:
+    """Returns the legend of runs, none where it would be longer than the chart."""
+    return list(looks.values()) if len(looks) <= KEYS else []
 
 
 def targets(
-    chart: Chart, runs: Mapping[str, Search], looks: dict[str, Look], value: callable
+    chart: Chart, runs: Mapping[str, Search], looks: dict[str, Look], value: Value
 ) -> None:
     """Draws what each search was to come down to."""
     for name, curve in runs.items():
@@ -142,6 +147,7 @@ def count_chart(name: str, curve: Search) -> Chart:
         mix = zip(FIRST, LAST, strict=True)
         place = block / max(1, depth - 1)
         rgb = ",".join(f"{round(a + place * (b - a))}" for a, b in mix)
+        # No colour of the style sheet: the one to take where there is none.
         look = Look(f"block {block}", f"none,rgb({rgb})")
         line = [
             (float(s.step), float(s.merge[block]))
@@ -149,7 +155,9 @@ def count_chart(name: str, curve: Search) -> Chart:
             if len(s.merge) == depth
         ]
         chart.line(line, look, run=name)
-        tip = f"{name}\nblock {block}: {line[-1][1]:.0f} tokens at step {line[-1][0]:.0f}"
+        tip = (
+            f"{name}\nblock {block}: {line[-1][1]:.0f} tokens at step {line[-1][0]:.0f}"
+        )
         chart.point(*line[-1], look, tip, run=name)
     return chart
 
@@ -166,8 +174,10 @@ def end_table(runs: Mapping[str, Search]) -> Table:
         else:
             now, target = end.macs, end.target_macs
             texts = [format_macs(now), format_macs(target) if target else "–"]
-        over = Cell(f"{now / target - 1:+.1%}".replace("-", "−"), now / target) if now and target else "–"
-        lines.append(
-            Line([name, str(end.step), f"{end.loss:.4g}", *texts, over], name)
+        over = (
+            Cell(f"{now / target - 1:+.1%}".replace("-", "−"), now / target)
+            if now and target
+            else "–"
         )
+        lines.append(Line([name, str(end.step), f"{end.loss:.4g}", *texts, over], name))
     return Table("Where searches ended", header, lines)

@@ -67,7 +67,7 @@ def charts(path: str, table: LatencyTable) -> Iterator[Chart]:
 def checks_of(table: LatencyTable) -> list[Mapping[str, float]]:
     """Returns what was predicted and measured of whole schedules."""
     checks = table.about.get("checks")
-    known = [
+    return [
         check
         for check in (checks if isinstance(checks, list) else ())
         if isinstance(check, dict)
@@ -76,7 +76,6 @@ def checks_of(table: LatencyTable) -> list[Mapping[str, float]]:
             for key in ("ms", "predicted_ms")
         )
     ]
-    return known
 
 
 def check_chart(path: str, checks: Checks) -> Chart:

@@ -16,7 +16,7 @@ from diffrate_jax.reporting.sections import (
 )
 
 TITLE = "Token compression learned by DiffRate"
-HERE = Path(__file__).parent
+PAGES = Path(__file__).parent.parent / "pages"
 NUMBER = re.compile(r"[+−]?[\d,.]+")
 
 
@@ -30,7 +30,7 @@ def html_page(
         problems: a sentence for each file that could not be read.
         sections: in their order.
     """
-    style = "".join((HERE / name).read_text() for name in ("chart.css", "page.css"))
+    style = "".join((PAGES / name).read_text() for name in ("chart.css", "report.css"))
     body = "".join(map(_section, range(1, len(sections) + 1), sections))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -39,7 +39,7 @@ def html_page(
         f'<h1>{TITLE}</h1>\n<p class="soft">{esc(summary)}</p>\n'
         f"{_problems(problems)}{_contents(sections)}{_TOOLS}{body}</main>\n"
         f'<div id="tip" role="status" hidden></div>\n<script>\n'
-        f"{(HERE / 'page.js').read_text()}</script>\n</body>\n</html>\n"
+        f"{(PAGES / 'report.js').read_text()}</script>\n</body>\n</html>\n"
     )
 
 
@@ -86,16 +86,19 @@ def _headlines(title: str, figures: Sequence[Headline]) -> str:
 
 def _figure(figure: Figure) -> str:
     wide = " map" if any(chart.width > 700 for chart in figure.charts) else ""
-    charts = "".join(
-        f'<div class="chart{wide}">{chart.svg(f"{figure.title}: {chart.title}")}</div>\n'
-        for chart in figure.charts
-    )
+    charts = "".join(f'<div class="chart{wide}">{svg}</div>\n' for svg in drawn(figure))
     note = f"<p>{esc(figure.note)}</p>" if figure.note else ""
     body = (
         f'<figure><div class="charts">\n{charts}</div>{_keys(figure.looks)}'
         f"<figcaption>{note}</figcaption></figure>\n"
     )
     return _titled(figure.title, body, is_folded=figure.is_folded)
+
+
+def drawn(figure: Figure) -> Iterator[str]:
+    """Yields the charts of a figure as SVG elements."""
+    for chart in figure.charts:
+        yield chart.svg(f"{figure.title}: {chart.title}")
 
 
 def _keys(looks: Sequence[Look]) -> str:
@@ -165,9 +168,8 @@ def _commands(how: Sequence[How]) -> Iterator[str]:
     """Yields commands, those in one environment together."""
     for place, runs in by_environment(how).items():
         for command, paths in runs.items():
-            yield (
-                f'<p class="note">{esc(", ".join(paths))}</p><pre>{esc(command)}</pre>\n'
-            )
+            yield f'<p class="note">{esc(", ".join(paths))}</p>\n'
+            yield f"<pre>{esc(command)}</pre>\n"
         yield f'<p class="note">{esc(place)}</p>\n'
 
 

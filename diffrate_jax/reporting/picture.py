@@ -5,7 +5,7 @@ from pathlib import Path
 from diffrate_jax.reporting.charts import SHAPES, Look, esc
 from diffrate_jax.reporting.sections import Figure
 
-STYLE = Path(__file__).parent / "chart.css"
+STYLE = Path(__file__).parent.parent / "pages" / "chart.css"
 KEY, MARGIN = 20, 8
 # Room of a letter of the legend; wide letters are rare enough in names.
 LETTER = 7.2
@@ -51,5 +51,3 @@ def key(look: Look, x: float, y: float) -> str:
         f'<path transform="translate({x + 8:.1f},{y:.1f})" d="{SHAPES[look.shape]}"/>'
         f'<text x="{x + 20:.1f}" y="{y + 4:.1f}">{esc(look.name)}</text></g>'
     )
-
-

@@ -51,9 +51,9 @@ def by_batch(found: Sequence[Benchmark], looks: dict[str, Look], number: int) ->
         "Speed by batch size",
         charts,
         list(looks.values()),
-        "Efficiency: speed-up over the fastest dense program of the run, divided by how "
-        "many times fewer multiply-adds there are. 1 means that every saved one saves "
-        "its time.",
+        "Efficiency: speed-up over the fastest dense program of the run, divided by "
+        "how many times fewer multiply-adds there are. 1: every saved one saves its "
+        "time.",
     )
 
 
@@ -90,8 +90,8 @@ def bars(found: Sequence[Benchmark], looks: dict[str, Look], number: int) -> Fig
         f"speed_{number}",
         "Images per second",
         [bar_chart(each, looks) for each in found],
-        note="Line in a bar: from the 10th to the 90th percentile of the runs. Red mark: "
-        "where the bar would end if speed rose as multiply-adds fall.",
+        note="Line in a bar: from the 10th to the 90th percentile of the runs. Red "
+        "mark: where the bar would end if speed rose as multiply-adds fall.",
         is_folded=len(found) > MANY,
     )
 

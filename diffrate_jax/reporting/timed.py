@@ -43,7 +43,7 @@ def timed_by_benchmark(
 
 
 def timed_by_evaluation(board: Board) -> Timed | None:
-    """Returns what evaluating took, for methods with such a figure; None for fewer than 2."""
+    """Returns what evaluating took, None if fewer than two methods say so."""
     ms = {
         method: 1000 / rate
         for method in board.methods

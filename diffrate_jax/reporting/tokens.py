@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from diffrate_jax.boards import format_macs
 from diffrate_jax.reporting.charts import Axis, Chart, Look
 from diffrate_jax.reporting.sections import Cell, Figure, How, Line, Section, Table
 from diffrate_jax.results import Origin, geometry_of
@@ -23,19 +24,29 @@ def token_sections(
     schedules: Schedules, origins: Sequence[Origin]
 ) -> Iterator[Section]:
     """Yields a section for each kind of model that schedules are for."""
-    groups: dict[Geometry, dict[str, Schedule]] = {}
+    groups: dict[tuple, dict[str, Schedule]] = {}
     for path, schedule in schedules.items():
-        groups.setdefault(geometry_of(schedule), {})[path] = schedule
-    for number, (geometry, found) in enumerate(groups.items(), 1):
+        groups.setdefault(model_key(schedule), {})[path] = schedule
+    for number, found in enumerate(groups.values(), 1):
         found = dict(sorted(found.items(), key=lambda item: -share(item[1])))
+        first = next(iter(found.values()))
+        geometry = geometry_of(first)
         parts: list[Figure | Table] = []
         if len(found) <= FEW:
             parts.append(bar_figure(found, geometry, number))
         if len(found) > 1:
             parts.append(map_figure(found, geometry, number))
         parts.append(table(found, geometry))
-        title = f"{geometry.depth} blocks of {geometry.num_tokens} tokens"
+        macs = first.provenance.get("dense_macs")
+        cost = f", dense {format_macs(macs)}" if share(first) else ""
+        title = f"{geometry.depth} blocks of {geometry.num_tokens} tokens{cost}"
         yield Section(f"Kept tokens: {title}", parts, how_of(found, origins))
+
+
+def model_key(schedule: Schedule) -> tuple:
+    """Returns what schedules of one model have in common."""
+    macs = schedule.provenance.get("dense_macs")
+    return geometry_of(schedule).dense, macs if share(schedule) else None
 
 
 def how_of(schedules: Schedules, origins: Sequence[Origin]) -> list[How]:
@@ -120,9 +131,9 @@ def map_figure(schedules: Schedules, geometry: Geometry, number: int) -> Figure:
     for block in range(geometry.depth):
         if geometry.depth <= LEGIBLE or block % 5 == 0:
             place = LABEL + size * (block + 0.5), 24.0
-            chart.text(place, str(block), kind="mid soft")
-    chart.text((LABEL - 6, 24), "block", kind="end soft")
-    chart.text((LABEL + size * geometry.depth + 6, 24), "of dense", kind="soft")
+            chart.text(place, str(block), kind="mid dim")
+    chart.text((LABEL - 6, 24), "block", kind="end dim")
+    chart.text((LABEL + size * geometry.depth + 6, 24), "of dense", kind="dim")
     for row, (path, schedule) in enumerate(schedules.items()):
         map_line(chart, path, schedule, geometry, 32 + ROW * row, size)
     return Figure(
@@ -149,7 +160,7 @@ def map_line(
             chart.text(place, str(left), kind=kind, run=path)
     if share(schedule):
         end = LABEL + size * geometry.depth + 6
-        chart.text((end, top + 14), f"{share(schedule):.1%}", kind="soft", run=path)
+        chart.text((end, top + 14), f"{share(schedule):.1%}", kind="dim", run=path)
 
 
 def shortened(path: str, most: int = 34) -> str:
@@ -165,13 +176,15 @@ def table(schedules: Schedules, geometry: Geometry) -> Table:
     lines = []
     for path, schedule in schedules.items():
         steps = schedule.steps(geometry)
-        kept = [step[-1] / dense for step, dense in zip(steps, geometry.dense, strict=True)]
+        kept = [
+            step[-1] / dense for step, dense in zip(steps, geometry.dense, strict=True)
+        ]
         cells: list[str | Cell] = [path, schedule.rule]
         cells += [str(schedule.provenance.get("target", "–"))]
         cells += [f"{share(schedule):.1%}" if share(schedule) else "–"]
         cells += [f"{sum(kept) / len(kept):.0%}", *map(block_cell, steps)]
         lines.append(Line(cells, path))
-    note = "Tokens left after each block, the first is 0; a/b: a after pruning, b in the end."
+    note = "The first block is 0; a/b: a are left after pruning, b in the end."
     return Table("Tokens left after each block", header, lines, note, is_folded=True)
 
 

@@ -3,7 +3,7 @@
 document.documentElement.classList.add("js");
 
 const tip = document.getElementById("tip");
-const marks = ".pt, .box";
+const marks = ".pt, .box, .line";
 
 function showTip(mark) {
   // The words move out of the title, or the browser would show them a second time.

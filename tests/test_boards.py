@@ -1,0 +1,154 @@
+"""Boards: what belongs together is taken together, and nothing else."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_up import evaluation, write
+
+from diffrate_jax.boards import Board, boards_of, format_macs, is_learned
+from diffrate_jax.reader import find_results
+
+TARGETED = ("dense", "learned", "ToMe constant", "prune only")
+
+
+def board(folder, records: dict[str, dict]) -> Board:
+    """Returns the only board of some evaluations."""
+    for path, record in records.items():
+        write(folder / path / "evaluation.json", record)
+    (found,) = boards_of(find_results(folder).evaluations)
+    return found
+
+
+def seeds(count: int, **changes) -> dict[str, dict]:
+    """Returns the records of runs that differ in the seed alone."""
+    return {f"seed{n}": evaluation(n, TARGETED, "60%") | changes for n in range(count)}
+
+
+def methods(found: Board, name: str) -> list:
+    return [method for method in found.methods if method.name == name]
+
+
+def test_random_rows_become_one_and_the_best_baseline_is_known(tmp_path):
+    record = evaluation(target="60%")
+    found = board(tmp_path, {"a": record})
+    (random,) = methods(found, "random")
+    pair = [row["top1"] for row in record["rows"][-2:]]
+    assert random.mean("top1") == pytest.approx(np.mean(pair))
+    assert random.spread("top1") == pytest.approx(np.std(pair, ddof=1))
+    (learned,) = methods(found, "learned")
+    rivals = [method for method in found.methods if method.kind == "baseline"]
+    assert {method.name for method in rivals} == {
+        *("ToMe constant", "tome:<b>8</b>", "random")
+    }
+    best = max(rivals, key=lambda method: method.mean("top1"))
+    assert found.rival_of(learned) is best
+    assert found.dense_of(learned) is methods(found, "dense")[0]
+
+
+def test_seeds_are_one_method_with_a_spread_and_the_dense_model_counts_once(tmp_path):
+    records = seeds(3)
+    found = board(tmp_path, records)
+    assert found.families == ("",)
+    (learned,), (dense,) = methods(found, "learned"), methods(found, "dense")
+    top1 = [record["rows"][1]["top1"] for record in records.values()]
+    assert [row.top1 for row in learned.rows] == top1
+    assert len(dense.rows) == 1
+    every = [[int(x) for x in r["rows"][1]["correct"]] for r in records.values()]
+    np.testing.assert_allclose(learned.correct, np.mean(every, axis=0))
+    # Three runs on the same images are no more images.
+    one = learned.mean("top1") / 100
+    low, high = learned.interval()
+    assert high - low == pytest.approx(
+        100 * 2 * 1.96 * (one * (1 - one) / 40) ** 0.5, rel=0.25
+    )
+
+
+def test_rows_named_after_seeds_belong_to_what_was_learned(tmp_path):
+    names = ("dense", "learned", "seed 1", "seed 2")
+    found = board(tmp_path, {"a": evaluation(names=names)})
+    assert [(m.name, len(m.rows)) for m in found.methods] == [
+        ("dense", 1),
+        ("learned", 3),
+    ]
+
+
+def test_targets_of_one_command_are_one_family(tmp_path):
+    records = {}
+    for target in ("60", "40"):
+        record = evaluation(0, TARGETED, f"{target}%")
+        record["command"] = f"evaluate --schedule=runs/schedule_{target}%.json"
+        for row in record["rows"][1:]:
+            row["fraction"] = int(target) / 100
+        records[f"study/test_{target}"] = record
+    found = board(tmp_path, records)
+    assert found.targets == ("60%", "40%")
+    assert found.families == ("study",)
+    assert len(methods(found, "learned")) == 2
+    assert len(methods(found, "dense")) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"command": "evaluate --config.rule=tome"}, {"dtype": "bfloat16"}],
+)
+def test_runs_that_differ_in_more_than_the_seed_stay_apart(tmp_path, changes):
+    one, other = seeds(2).values()
+    found = board(tmp_path, {"a": one, "b": other | changes})
+    assert found.families == ("a", "b")
+    assert [len(method.rows) for method in methods(found, "learned")] == [1, 1]
+
+
+def test_different_runs_of_one_folder_are_numbered(tmp_path):
+    one, other = seeds(2).values()
+    write(tmp_path / "first.json", one)
+    write(tmp_path / "second.json", other | {"command": "another"})
+    (found,) = boards_of(find_results(tmp_path).evaluations)
+    assert found.families == ("", "run (2)")
+
+
+def test_a_copy_of_a_run_is_no_second_run(tmp_path):
+    record = evaluation(0, TARGETED, "60%")
+    found = board(tmp_path, {"a": record, "copy": record})
+    assert [len(method.rows) for method in found.methods] == [1] * len(TARGETED)
+
+
+@pytest.mark.parametrize("field", ["model", "dataset", "split", "dense_macs"])
+def test_other_models_and_images_have_boards_of_their_own(tmp_path, field):
+    other = 20_000_000 if field == "dense_macs" else "other"
+    write(tmp_path / "a" / "evaluation.json", evaluation())
+    write(tmp_path / "b" / "evaluation.json", evaluation() | {field: other})
+    assert len(boards_of(find_results(tmp_path).evaluations)) == 2
+
+
+@given(st.permutations(range(4)))
+def test_order_of_runs_changes_no_figure(tmp_path_factory, order):
+    records = list(seeds(4).values())
+    folder = tmp_path_factory.mktemp("order")
+    found = board(folder, {f"run{n}": records[i] for n, i in enumerate(order)})
+    expected = {"learned": 4, "dense": 1}
+    for method in found.methods:
+        assert len(method.rows) == expected.get(method.name, 4)
+        if method.name == "learned":
+            top1 = [record["rows"][1]["top1"] for record in records]
+            assert method.mean("top1") == pytest.approx(np.mean(top1))
+
+
+@pytest.mark.parametrize(
+    ("name", "learned"),
+    [("learned", True), ("published:2.9", True), ("a/schedule.json", True)]
+    + [
+        (name, False)
+        for name in (
+            *("dense", "random 3", "tome:8", "uniform:50%", "published search"),
+            *("ToMe constant", "ToMe increasing", "redundancy constant"),
+            *("timm", "timm_compiled"),
+        )
+    ],
+)
+def test_methods_are_told_apart_by_name(name, learned):
+    assert is_learned(name) == learned
+
+
+def test_small_models_cost_millions():
+    assert format_macs(123_400_000) == "123 MMACs"
