@@ -21,7 +21,7 @@ from diffrate_jax.results import Benchmark
 
 # More lines than this are folded, more families than this are summed up.
 LONG, MANY, CARDS = 60, 6, 4
-COST = "cost, % of dense"
+COST, MS = "cost, % of dense", "milliseconds per image"
 
 
 def accuracy_sections(
@@ -52,7 +52,7 @@ def cost_figure(board: Board, looks: dict[str, Look], number: int) -> Figure:
     return Figure(
         f"accuracy_against_cost_{number}",
         "Accuracy against cost",
-        scatters(board, places, looks, COST),
+        scatters(board, places, looks, COST, "all methods"),
         list(looks.values()),
         "Whiskers of dense and learned are 95% intervals for the number of images "
         "(Wilson); they hold for each point alone. Methods saw the same images, so "
@@ -64,25 +64,33 @@ def time_figures(
     board: Board, settings: Sequence[Timed], looks: dict[str, Look], number: int
 ) -> Iterator[Figure]:
     """Yields accuracy against time as benchmarked, and as evaluated what was not."""
-    for place, timed in enumerate(settings, 1):
-        yield time_figure(board, timed, looks, f"{number}_{place}")
+    if settings:
+        name, title = f"accuracy_against_time_{number}", "Accuracy against time"
+        yield time_figure(board, settings, looks, name, title)
     named = {m.name for timed in settings for m in timed.ms}
     rough = timed_by_evaluation(board)
     if rough is not None and {m.name for m in board.methods} - named:
-        yield time_figure(board, rough, looks, f"{number}_rough")
+        name = f"accuracy_against_rough_time_{number}"
+        title = "Accuracy against time, rough"
+        yield time_figure(board, [rough], looks, name, title)
 
 
 def time_figure(
-    board: Board, timed: Timed, looks: dict[str, Look], number: str
+    board: Board,
+    settings: Sequence[Timed],
+    looks: dict[str, Look],
+    name: str,
+    title: str,
 ) -> Figure:
-    """Returns accuracy against the milliseconds of an image."""
-    return Figure(
-        f"accuracy_against_time_{number}",
-        f"Accuracy against time: {timed.title}",
-        scatters(board, list(timed.ms.items()), looks, "milliseconds per image"),
-        [looks[name] for name in dict.fromkeys(m.name for m in timed.ms)],
-        timed.note,
-    )
+    """Returns accuracy against the milliseconds of an image in each setting."""
+    charts = [
+        chart
+        for timed in settings
+        for chart in scatters(board, list(timed.ms.items()), looks, MS, timed.title)
+    ]
+    shown = dict.fromkeys(m.name for timed in settings for m in timed.ms)
+    note = " ".join(timed.note for timed in settings)
+    return Figure(name, title, charts, [looks[name] for name in shown], note)
 
 
 def pivot(board: Board) -> Table:

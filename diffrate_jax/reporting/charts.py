@@ -120,7 +120,7 @@ class Chart:
     ) -> None:
         self.title, self.width, self.height = title, width, height
         self._x, self._y = x, y
-        self._left, self._right, self._top = left, width - right, 34 if title else 12
+        self._left, self._right, self.top = left, width - right, 34 if title else 12
         self._bottom = height - (46 if x else 8)
         self._marks: list[str] = []
 
@@ -136,7 +136,7 @@ class Chart:
     def down(self, y: float) -> float:
         """Returns the row of a value."""
         share = self._y.place(y) if self._y else 1 - y
-        return self._bottom - share * (self._bottom - self._top)
+        return self._bottom - share * (self._bottom - self.top)
 
     def line(
         self,
@@ -183,10 +183,11 @@ class Chart:
         *,
         run: str = "",
         shade: float = 1,
+        is_stop: bool = True,
     ) -> None:
-        """Fills a rectangle given in pixels."""
+        """Fills a rectangle given in pixels; `is_stop`: the keyboard stops there."""
         (x, y), (wide, high) = corner, size
-        focus = ' tabindex="0"' if tip else ""
+        focus = ' tabindex="0"' if tip and is_stop else ""
         faint = f' fill-opacity="{shade:.2f}"' if shade < 1 else ""
         self._marks.append(
             f'<g class="box"{focus} data-run="{esc(run)}" style="--c:var(--{colour})">'
@@ -219,7 +220,7 @@ class Chart:
         """Returns the chart; `label` is for those who do not see it."""
         return (
             f'<svg viewBox="0 0 {self.width} {self.height}" width="{self.width}" '
-            f'height="{self.height}" role="img" aria-label="{esc(label)}">'
+            f'height="{self.height}" role="group" aria-label="{esc(label)}">'
             f"{self.inside()}</svg>"
         )
 
@@ -233,7 +234,7 @@ class Chart:
                     f'<text class="end" x="{self._left - 6}" y="{y + 4:.1f}">'
                     f"{self._y.text(tick)}</text>"
                 )
-            middle = (self._top + self._bottom) / 2
+            middle = (self.top + self._bottom) / 2
             marks.append(
                 f'<text class="mid" transform="translate(13,{middle}) rotate(-90)">'
                 f"{esc(self._y.label)}</text>"
@@ -242,7 +243,7 @@ class Chart:
             for tick in self._x.ticks():
                 x = self.across(tick)
                 marks.append(
-                    f'<path class="grid" d="M{x:.1f},{self._top}V{self._bottom}"/>'
+                    f'<path class="grid" d="M{x:.1f},{self.top}V{self._bottom}"/>'
                     f'<text class="mid" x="{x:.1f}" y="{self._bottom + 17}">'
                     f"{self._x.text(tick)}</text>"
                 )

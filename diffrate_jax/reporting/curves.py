@@ -85,16 +85,16 @@ def curves(
 def search_figure(runs: Mapping[str, Search]) -> Figure:
     """Returns how costs came down to their targets, and the loss meanwhile."""
     looks, charts = plain_looks(runs), []
-    in_macs = {n: c for n, c in runs.items() if c[0].target_latency_ms is None}
-    in_ms = {n: c for n, c in runs.items() if n not in in_macs}
+    in_ms = {n: c for n, c in runs.items() if all(s.latency_ms for s in c)}
+    in_macs = {n: c for n, c in runs.items() if n not in in_ms}
     if in_macs:
         label = "cost, MMACs"
         chart = curves("Cost", in_macs, looks, lambda s: s.macs / 1e6, label)
         targets(chart, in_macs, looks, lambda s: s.target_macs and s.target_macs / 1e6)
         charts.append(chart)
     if in_ms:
-        ms = lambda s: s.latency_ms or s.target_latency_ms  # noqa: E731
-        chart = curves("Cost", in_ms, looks, ms, "cost, ms of a batch")
+        label = "cost, ms of a batch"
+        chart = curves("Cost", in_ms, looks, lambda s: s.latency_ms, label)
         targets(chart, in_ms, looks, lambda s: s.target_latency_ms)
         charts.append(chart)
     charts.append(curves("Loss", runs, looks, lambda s: s.loss, "loss"))

@@ -60,7 +60,8 @@ def _reproduce(how: Sequence[How]) -> Iterator[str]:
             yield from (_plain(", ".join(paths)), "")
             # Indented code needs no fence that the command itself could close.
             yield from (f"    {line}" for line in command.splitlines())
-            yield ""
+            if command:
+                yield ""
         yield from (_plain(place), "")
 
 

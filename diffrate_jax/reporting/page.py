@@ -122,7 +122,7 @@ def _table(table: Table) -> str:
     )
     title = table.title
     if table.is_folded:
-        title += f" ({len(table.lines)} lines)"
+        title += f" (lines: {len(table.lines)})"
     return _titled(title, body, is_folded=table.is_folded)
 
 
@@ -169,7 +169,8 @@ def _commands(how: Sequence[How]) -> Iterator[str]:
     for place, runs in by_environment(how).items():
         for command, paths in runs.items():
             yield f'<p class="note">{esc(", ".join(paths))}</p>\n'
-            yield f"<pre>{esc(command)}</pre>\n"
+            if command:
+                yield f"<pre>{esc(command)}</pre>\n"
         yield f'<p class="note">{esc(place)}</p>\n'
 
 

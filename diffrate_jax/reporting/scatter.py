@@ -8,21 +8,22 @@ from diffrate_jax.boards import Board, Method, format_macs
 from diffrate_jax.reporting.charts import Axis, Chart, Look
 
 TOP1 = "top-1 accuracy, %"
-# Names fit beside so many points, so many pixels apart.
-NAMES, GAP = 18, 14
+# Names fit beside so many points, so many pixels apart and away; a letter is so wide.
+NAMES, GAP, INDENT, LETTER = 18, 14, 24, 6.2
 Places = Sequence[tuple[Method, float]]
 
 
 def scatters(
-    board: Board, places: Places, looks: dict[str, Look], label: str
+    board: Board, places: Places, looks: dict[str, Look], label: str, title: str
 ) -> list[Chart]:
-    """Returns a chart of all methods, before it one of the best where that helps.
+    """Returns a chart of all methods, beside it one of the best where that helps.
 
     Args:
         board: of the methods.
         places: methods, and where each is on the axis below.
         looks: by the name of the method.
         label: of the axis below.
+        title: of the chart of all methods.
     """
     top1 = [m.mean("top1") for m, _ in places]
     good = [m.mean("top1") for m, _ in places if m.kind != "baseline"]
@@ -31,13 +32,13 @@ def scatters(
     upper = [(m, x) for m, x in places if m.mean("top1") >= floor]
     below, whole = (
         len(places) - len(upper),
-        scatter(places, looks, label, "all methods"),
+        scatter(places, looks, label, title),
     )
     is_flat = max(top1) - min(top1) > 2.5 * (max(top1) - floor)
-    if len(upper) < max(6, below) or not is_flat:
+    if are_named(places) or len(upper) < max(6, below) or not is_flat:
         return [whole]
-    title = f"the upper part ({below} points are below)"
-    return [scatter(upper, looks, label, title), whole]
+    part = f"its upper part ({below} points are below)"
+    return [whole, scatter(upper, looks, label, part)]
 
 
 def scatter(places: Places, looks: dict[str, Look], label: str, title: str) -> Chart:
@@ -51,12 +52,17 @@ def scatter(places: Places, looks: dict[str, Look], label: str, title: str) -> C
         if method.kind != "baseline":
             look = looks[method.name]
             chart.whisker(x, *map(float, ends), look, method.family)
-    if len(places) <= NAMES and len({m.name for m, _ in places}) == len(places):
+    if are_named(places):
         name_points(chart, places)
     for method, x in sorted(places, key=lambda p: looks[p[0].name].is_strong):
         tip, look = f"{described(method)}\n{label}: {x:.3g}", looks[method.name]
         chart.point(x, method.mean("top1"), look, tip, run=method.family)
     return chart
+
+
+def are_named(places: Places) -> bool:
+    """Returns whether names may stand beside points: few, and no name twice."""
+    return len(places) <= NAMES and len({m.name for m, _ in places}) == len(places)
 
 
 def join(chart: Chart, places: Places, looks: dict[str, Look]) -> None:
@@ -72,36 +78,45 @@ def join(chart: Chart, places: Places, looks: dict[str, Look]) -> None:
 
 
 def name_points(chart: Chart, places: Places) -> None:
-    """Writes the names into the empty middle, as near to their points as they fit."""
+    """Writes names beside points, where those of both sides leave each other room."""
     points = [(chart.at(x, m.mean("top1")), m) for m, x in places]
+    points.sort(key=lambda each: each[0][1])
     middle = chart.width / 2 + 20
-    for is_right in (False, True):
-        side = [each for each in points if (each[0][0] > middle) == is_right]
-        side.sort(key=lambda each: each[0][1])
-        column = extreme([place[0] for place, _ in side], is_right=is_right)
-        rows = apart(np.array([place[1] for place, _ in side]), GAP, chart.height - 52)
-        for (place, method), row in zip(side, rows, strict=True):
-            step = -9 if is_right else 9
-            chart.stroke((place[0], place[1]), (column, row), "line", 0.8)
-            words = f"{method.name} {method.mean('top1'):.2f}"
-            kind = "halo end" if is_right else "halo"
-            place = (column + step / 3, float(row) + 4)
-            chart.text(place, words, kind=kind, run=f"{method.family} {method.name}")
+    left = [each for each in points if each[0][0] <= middle]
+    right = [each for each in points if each[0][0] > middle]
+    first = max((place[0] for place, _ in left), default=0) + INDENT
+    last = min((place[0] for place, _ in right), default=chart.width) - INDENT
+    if first + room(left) > last - room(right):
+        return
+    for side, column in (left, first), (right, last):
+        rows = np.array([place[1] for place, _ in side])
+        rows = apart(rows, GAP, chart.top + 4, chart.height - 52)
+        for (place, method), row in zip(side, map(float, rows), strict=True):
+            chart.stroke(place, (column, row), "line", 0.8)
+            kind, step = ("halo end", -3) if side is right else ("halo", 3)
+            run = f"{method.family} {method.name}"
+            chart.text((column + step, row + 4), name_text(method), kind=kind, run=run)
 
 
-def extreme(columns: Sequence[float], *, is_right: bool) -> float:
-    """Returns the column that names of one side begin or end at."""
-    return min(columns, default=0) - 24 if is_right else max(columns, default=0) + 24
+def name_text(method: Method) -> str:
+    """Returns what stands beside a point."""
+    return f"{method.name} {method.mean('top1'):.2f}"
 
 
-def apart(rows: np.ndarray, gap: float, last: float) -> np.ndarray:
-    """Moves sorted rows until they are a gap apart, and none is below the last."""
+def room(side: Sequence[tuple[tuple[float, float], Method]]) -> float:
+    """Returns the pixels that the longest name of a side takes."""
+    return LETTER * max((len(name_text(method)) for _, method in side), default=0)
+
+
+def apart(rows: np.ndarray, gap: float, first: float, last: float) -> np.ndarray:
+    """Moves sorted rows, which have to fit, a gap apart and between the ends."""
     steps = gap * np.arange(rows.size)
     # Pushed down or pushed up, they are a gap apart; so they are halfway between.
     down = np.maximum.accumulate(rows - steps)
     up = np.minimum.accumulate((rows - steps)[::-1])[::-1]
     moved = (down + up) / 2 + steps
-    return moved - max(0.0, float(np.max(moved, initial=0)) - last)
+    # Bounds that are a gap apart keep what is a gap apart so.
+    return np.clip(moved, first + steps, last - steps[::-1])
 
 
 def described(method: Method) -> str:

@@ -37,7 +37,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class How:
-    """How a figure came to be: a command, and device and versions it ran with."""
+    """How a figure came to be: its command, if it is known, and what it ran with."""
 
     path: str
     command: str

@@ -132,6 +132,15 @@ def short(name: str, most: int = 22) -> str:
     return name if len(name) <= most else "…" + name[1 - most :]
 
 
+def number(value: float) -> str:
+    """Returns a number to three figures, large ones whole.
+
+    >>> number(1234.5), number(5.678)
+    ('1,234', '5.68')
+    """
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def rates(row: BenchmarkRow) -> tuple[float, float]:
     """Returns images per second of the 10th and the 90th percentile of the runs."""
     work = row.images_per_second * float(np.median(row.seconds))
@@ -145,8 +154,8 @@ def row_tip(benchmark: Benchmark, row: BenchmarkRow) -> str:
     ms = 1000 * benchmark.batch_size / row.images_per_second
     return (
         f"{row.name}, batches of {benchmark.batch_size}\n"
-        f"{row.images_per_second:,.0f} images/s ({low:,.0f} to {high:,.0f})\n"
-        f"{ms:.3g} ms a batch\n{row.speedup:.2f}× as fast, efficiency "
+        f"{number(row.images_per_second)} images/s ({number(low)} to {number(high)})\n"
+        f"{number(ms)} ms a batch\n{row.speedup:.2f}× as fast, efficiency "
         f"{row.efficiency:.2f}"
     )
 
@@ -187,9 +196,9 @@ def row_cells(benchmark: Benchmark, row: BenchmarkRow) -> list[str | Cell]:
         row.name,
         str(benchmark.batch_size),
         Cell(format_macs(row.macs), row.macs),
-        f"{row.images_per_second:,.0f}",
-        Cell(f"{low:,.0f} to {high:,.0f}", low),
-        f"{ms:.3g}",
+        number(row.images_per_second),
+        Cell(f"{number(low)} to {number(high)}", low),
+        number(ms),
         f"{row.speedup:.2f}×",
         f"{row.efficiency:.2f}",
         "–" if row.of_peak is None else f"{row.of_peak:.0%}",

@@ -56,7 +56,7 @@ def timed_by_evaluation(board: Board) -> Timed | None:
         "them and other work beside them. For times to rely on, run benchmark with "
         "the same schedules."
     )
-    return Timed("as evaluated, rough", ms, {}, note)
+    return Timed("as evaluated", ms, {}, note)
 
 
 def same_model(board: Board, benchmark: Benchmark) -> bool:

@@ -12,6 +12,8 @@ from diffrate_jax.shapes import Geometry
 # As many schedules are drawn as bars too; blocks of which a map shows the counts.
 FEW, LEGIBLE = 4, 26
 ROW, LABEL = 20, 210
+# What a schedule itself says of its search.
+FACTS = ("dataset", "split", "steps", "seed", "weights", "weights_sha256", "version")
 FATES = (
     Look("kept", "sky", "square"),
     Look("merged away", "orange", "square"),
@@ -50,13 +52,18 @@ def model_key(schedule: Schedule) -> tuple:
 
 
 def how_of(schedules: Schedules, origins: Sequence[Origin]) -> list[How]:
-    """Returns where schedules come from, as far as their folders say so."""
+    """Returns where schedules come from, as their folders or they themselves say."""
     by_folder = {folder(each.path): each for each in origins}
-    return [
-        How(each.path, each.command, each.environment)
-        for each in map(by_folder.get, dict.fromkeys(map(folder, schedules)))
-        if each is not None
-    ]
+    found: dict[str, How] = {}
+    for path, schedule in schedules.items():
+        origin = by_folder.get(folder(path))
+        if origin is not None:
+            found[origin.path] = How(origin.path, origin.command, origin.environment)
+        elif facts := {
+            k: v for k in FACTS if (v := schedule.provenance.get(k)) is not None
+        }:
+            found[path] = How(path, "", facts)
+    return list(found.values())
 
 
 def folder(path: str) -> str:
@@ -153,7 +160,15 @@ def map_line(
     for block, (step, dense) in enumerate(steps):
         left, corner = step[-1], (LABEL + size * block, top)
         tip, shade = block_tip(path, block, step), 0.04 + 0.92 * left / dense
-        chart.box(corner, (size - 1, ROW - 1), "blue", tip, run=path, shade=shade)
+        chart.box(
+            corner,
+            (size - 1, ROW - 1),
+            "blue",
+            tip,
+            run=path,
+            shade=shade,
+            is_stop=False,
+        )
         if geometry.depth <= LEGIBLE:
             kind = "mid cell light" if shade > 0.55 else "mid cell"
             place = corner[0] + size / 2, top + 14
