@@ -43,9 +43,9 @@ def _table(table: Table) -> Iterator[str]:
     rule = [":--"] + ["--:"] * (len(table.header) - 1)
     rows = [[*map(_plain, table.header)], rule]
     for line in table.lines:
+        first, *rest = (c.text if isinstance(c, Cell) else c for c in line.cells)
         bold = "**" if line.mark == "strong" else ""
-        texts = (cell.text if isinstance(cell, Cell) else cell for cell in line.cells)
-        rows.append([f"{bold}{_plain(text)}{bold}" for text in texts])
+        rows.append([f"{bold}{_plain(first)}{bold}", *map(_plain, rest)])
     yield from (f"| {' | '.join(row)} |" for row in rows)
     yield ""
     if table.note:
