@@ -98,7 +98,7 @@ def read_file(path: Path, name: str) -> tuple[str | None, Any]:
     if path.suffix == ".jsonl":
         return read_log(path, name)
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"expected JSON in {name}, cannot read it ({error}); remove it, or write "
@@ -156,7 +156,7 @@ def read_lines(path: Path, name: str) -> list[Any]:
         UserError: a line in the middle that is not JSON.
     """
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        lines = path.read_text("utf-8", errors="replace").splitlines()
     except OSError as error:
         raise UserError(f"cannot read {name}: {error.strerror}; remove it") from error
     values = []

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from diffrate_jax.reporting.charts import SHAPES, Look, esc
+from diffrate_jax.reporting.picture import page_part
 from diffrate_jax.reporting.sections import (
     Cell,
     Figure,
@@ -16,7 +16,6 @@ from diffrate_jax.reporting.sections import (
 )
 
 TITLE = "Token compression learned by DiffRate"
-PAGES = Path(__file__).parent.parent / "pages"
 NUMBER = re.compile(r"[+−]?[\d,.]+")
 
 
@@ -30,7 +29,7 @@ def html_page(
         problems: a sentence for each file that could not be read.
         sections: in their order.
     """
-    style = "".join((PAGES / name).read_text() for name in ("chart.css", "report.css"))
+    style = "".join(page_part(name) for name in ("chart.css", "report.css"))
     body = "".join(map(_section, range(1, len(sections) + 1), sections))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -39,7 +38,7 @@ def html_page(
         f'<h1>{TITLE}</h1>\n<p class="soft">{esc(summary)}</p>\n'
         f"{_problems(problems)}{_contents(sections)}{_TOOLS}{body}</main>\n"
         f'<div id="tip" role="status" hidden></div>\n<script>\n'
-        f"{(PAGES / 'report.js').read_text()}</script>\n</body>\n</html>\n"
+        f"{page_part('report.js')}</script>\n</body>\n</html>\n"
     )
 
 

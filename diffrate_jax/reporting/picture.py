@@ -1,14 +1,19 @@
 """A figure as an SVG file of its own, legend included."""
 
-from pathlib import Path
+from collections.abc import Sequence
+from importlib import resources
 
 from diffrate_jax.reporting.charts import SHAPES, Look, esc
 from diffrate_jax.reporting.sections import Figure
 
-STYLE = Path(__file__).parent.parent / "pages" / "chart.css"
 KEY, MARGIN = 20, 8
 # Room of a letter of the legend; wide letters are rare enough in names.
 LETTER = 7.2
+
+
+def page_part(name: str) -> str:
+    """Returns a style sheet or script that pages and pictures carry."""
+    return resources.files("diffrate_jax").joinpath("pages", name).read_text("utf-8")
 
 
 def svg_picture(figure: Figure) -> str:
@@ -26,13 +31,13 @@ def svg_picture(figure: Figure) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}" role="img" '
-        f'aria-label="{esc(figure.title)}">\n<style>{STYLE.read_text()}</style>\n'
+        f'aria-label="{esc(figure.title)}">\n<style>{page_part("chart.css")}</style>\n'
         f'<rect width="100%" height="100%" style="fill:var(--page)"/>\n'
         f"{''.join(body)}\n</svg>\n"
     )
 
 
-def placed(looks: tuple[Look, ...], width: int) -> list[tuple[Look, float, int]]:
+def placed(looks: Sequence[Look], width: int) -> list[tuple[Look, float, int]]:
     """Returns column and row of each entry of a legend."""
     places, x, row = [], float(MARGIN), 0
     for look in looks:
