@@ -28,7 +28,7 @@ def test_pointing_at_a_mark_tells_what_it_is(page_file, open_page):
     page = open_page(page_file)
     tip = page.locator("#tip")
     assert not tip.is_visible()
-    point = page.locator("#s1 .pt[data-series=learned]").first
+    point = page.locator("#s1 svg").first.locator(".pt[data-series=learned]").last
     point.hover()
     assert tip.inner_text().startswith("learned\n")
     assert "% top-1, 95% " in tip.inner_text()
@@ -36,6 +36,15 @@ def test_pointing_at_a_mark_tells_what_it_is(page_file, open_page):
     assert point.locator("title").count() == 0
     page.locator("h1").hover()
     assert not tip.is_visible()
+
+
+def test_points_below_others_are_told_of_too(page_file, open_page):
+    page = open_page(page_file)
+    # Both runs had the same dense model.
+    page.locator("#s1 svg").first.locator(".pt[data-series=dense]").last.hover()
+    texts = page.locator("#tip").inner_text().split("\n\n")
+    assert [text.split("\n")[0] for text in texts] == ["dense", "dense"]
+    assert {text.split("\n")[-2] for text in texts} == {"first", "second"}
 
 
 def test_marks_can_be_reached_without_a_mouse(page_file, open_page):

@@ -4,8 +4,9 @@ document.documentElement.classList.add("js");
 
 const tip = document.getElementById("tip");
 const marks = ".pt, .box, .line";
+const most = 4;
 
-function showTip(mark) {
+function tipOf(mark) {
   // The words move out of the title, or the browser would show them a second time.
   const title = mark.querySelector("title");
   if (title) {
@@ -13,8 +14,14 @@ function showTip(mark) {
     mark.setAttribute("aria-label", title.textContent);
     title.remove();
   }
-  if (!mark.dataset.tip) return;
-  tip.textContent = mark.dataset.tip;
+  return mark.dataset.tip;
+}
+
+function showTip(mark, others) {
+  const texts = [mark, ...others].map(tipOf).filter(Boolean);
+  if (!texts.length) return;
+  const more = texts.length - most;
+  tip.textContent = texts.slice(0, most).join("\n\n") + (more > 0 ? `\n\n${more} more` : "");
   tip.hidden = false;
   const at = mark.getBoundingClientRect();
   const size = tip.getBoundingClientRect();
@@ -25,13 +32,23 @@ function showTip(mark) {
   tip.style.top = `${above > 4 ? above : at.bottom + 6}px`;
 }
 
-for (const begin of ["pointerover", "focusin"]) {
-  document.addEventListener(begin, (event) => {
-    const mark = event.target.closest(marks);
-    if (mark) showTip(mark);
-    else tip.hidden = true;
-  });
+// Points that lie under the one on top are told of too.
+function under(event, mark) {
+  const all = document.elementsFromPoint(event.clientX, event.clientY);
+  const found = new Set(all.map((each) => each.closest(".pt")).filter(Boolean));
+  found.delete(mark);
+  return [...found];
 }
+
+document.addEventListener("pointerover", (event) => {
+  const mark = event.target.closest(marks);
+  if (mark) showTip(mark, under(event, mark));
+  else tip.hidden = true;
+});
+document.addEventListener("focusin", (event) => {
+  const mark = event.target.closest(marks);
+  if (mark) showTip(mark, []);
+});
 document.addEventListener("focusout", () => { tip.hidden = true; });
 document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
 

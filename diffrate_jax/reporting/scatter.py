@@ -74,7 +74,9 @@ def join(chart: Chart, places: Places, looks: dict[str, Look]) -> None:
             lines.setdefault((method.name, method.family), []).append(point)
     for (name, family), points in lines.items():
         line = [point[1:] for point in sorted(points)]
-        chart.line(line, looks[name], run=family, tip=f"{name}\n{family}".strip())
+        # Through times that do not rise with cost a line would only confuse.
+        if line == sorted(line):
+            chart.line(line, looks[name], run=family, tip=f"{name}\n{family}".strip())
 
 
 def name_points(chart: Chart, places: Places) -> None:
