@@ -273,6 +273,7 @@ def test_an_axis_holds_its_values_and_ticks_in_order(values, is_log, zero):
     ticks = axis.ticks()
     assert 1 <= len(ticks) <= 13
     assert ticks == sorted(set(ticks))
+    assert len({axis.text(tick) for tick in ticks}) == len(ticks)
     assert all(-1e-6 <= axis.place(tick) <= 1 + 1e-6 for tick in ticks)
 
 

@@ -57,10 +57,12 @@ class Axis:
         """Returns an axis that holds all values, from zero where `zero` says so."""
         values = list(values)
         low, high = min(values), max(values)
+        # Values so near each other would have ticks of one name.
+        is_one = high - low <= 1e-4 * abs(high)
         if is_log:
-            room = (high / low) ** pad if high > low else 2
+            room = 2 if is_one else (high / low) ** pad
             return cls(label, low / room, high * room, is_log=True, unit=unit)
-        room = pad * (high - low) or 0.05 * abs(high) or 1
+        room = 0.05 * abs(high) or 1 if is_one else pad * (high - low)
         bottom = min(0.0, low) if zero else low - room
         return cls(label, bottom, high + room, unit=unit)
 

@@ -147,7 +147,7 @@ def map_figure(schedules: Schedules, geometry: Geometry, number: int) -> Figure:
         f"kept_tokens_map_{number}",
         "Tokens left after each block",
         [chart],
-        note="The stronger the colour, the more tokens are left; the dearest come first.",
+        note="The stronger the colour, the more are left; the dearest come first.",
     )
 
 
