@@ -118,12 +118,13 @@ class Board:
 
 
 def boards_of(evaluations: Iterable[Evaluation]) -> tuple[Board, ...]:
-    """Returns a board for each model and split, in the order of the evaluations."""
+    """Returns a board for each model and split, those of most images first."""
     groups: dict[tuple, list[Evaluation]] = {}
     for each in evaluations:
         images = each.dataset, each.split, each.rows[0].count
         groups.setdefault((each.model, each.dense_macs, *images), []).append(each)
-    return tuple(Board(tuple(runs), methods_of(runs)) for runs in groups.values())
+    most_first = sorted(groups.values(), key=lambda runs: -runs[0].rows[0].count)
+    return tuple(Board(tuple(runs), methods_of(runs)) for runs in most_first)
 
 
 def methods_of(runs: Sequence[Evaluation]) -> tuple[Method, ...]:
