@@ -54,7 +54,6 @@ def run_evaluation(
     model = recipes.model_of(config)
     params = recipes.params_of(config, model)
     digest = recipes.weights_digest(config)
-    say(recipes.preprocess_of(config, model))
     rows = evaluated(config, workdir / TALLIES, cases, params, digest)
     return evaluation_record(config, rows, command, target)
 
@@ -107,6 +106,7 @@ def evaluated(
     evaluator = recipes.evaluator_of(config, model, params, dataset)
     size = dataset.size(config.eval_split)
     claim(folder, counted(config, model, cases, size, weights_sha256))
+    say(recipes.preprocess_of(config, model))
     rows = []
     for number, (name, compression) in enumerate(cases.items()):
         tally = {"path": folder / f"{number}.json", "save_every": config.log_every}
