@@ -5,10 +5,11 @@ After a colon stands a model of the paper; DeiT-S without.
 python -m diffrate_jax.finetune --config=configs/finetune.py:deit_base \
     --workdir=runs/tuned --config.weights=weights/deit_b --schedule=published:11.5
 
-What is published of it: 30 epochs from 2e-5 "after batch scaling" to 1e-6, drop-path
-0.1, for MAE's larger models 0.2 (DiffRate, section 4; issue 5 of its repository, which
-has no code for it). The batch of 1024 and DeiT's augmentation are those of its search.
-Half of the loss is the dense model's word: not published. No ImageNet was at hand.
+What is published of it: 30 epochs, rates from 2e-5 as they are used, scaled by no
+batch, to 1e-6, drop-path 0.1 and for MAE's larger models 0.2 (DiffRate's repository,
+issue 5; there is no code). The batch of 1024 and DeiT's augmentation are those of its
+search, here without repetition. Teacher, average and warm-up are ours. No ImageNet was
+at hand: what this reaches there is unmeasured.
 """
 
 from ml_collections import ConfigDict
