@@ -43,9 +43,6 @@ def get_config() -> ConfigDict:
     config.batch_size = 256
     config.learning_rate = 0.02
     config.final_learning_rate = 0.0
-    config.warmup_steps = 0  # finetune only, as are the next two
-    config.weight_decay = 0.05
-    config.clip_norm = 1.0
     config.drop_path = 0.0
     config.seed = 0
 
@@ -55,7 +52,7 @@ def get_config() -> ConfigDict:
     config.log_every = 10  # steps; in evaluation batches, after which it is kept
     config.cpu_devices = 0  # virtual devices, where there is no accelerator
     config.compilation_cache = ""  # folder; "" for none
-    return search_fields(augment_fields(config))
+    return search_fields(finetune_fields(augment_fields(config)))
 
 
 def augment_fields(config: ConfigDict) -> ConfigDict:
@@ -67,6 +64,19 @@ def augment_fields(config: ConfigDict) -> ConfigDict:
     config.cutmix = 0.0  # (1)
     config.erasing = 0.0  # (0.25) share of the images
     config.repeats = 1  # (3) times that an image of an epoch comes in it
+    return config
+
+
+def finetune_fields(config: ConfigDict) -> ConfigDict:
+    """Returns the config with what finetune alone reads; diffrate_jax/training.py."""
+    config.warmup_steps = 0
+    config.weight_decay = 0.05
+    config.clip_norm = 1.0
+    config.distill = 0.0  # share of the dense model in the loss, the rest is labels
+    config.temperature = 1.0  # of what the dense model says
+    config.layer_decay = 1.0  # of the learning rate, from layer to layer
+    config.ema = 0.0  # decay of the weights' moving average; 0 for none
+    config.final_evaluation = False  # on eval_split, before and after
     return config
 
 

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import Json, digest, read_json, write_json
 from diffrate_jax.models import (
@@ -39,7 +41,7 @@ def save_model(
         name: of the preset it was made from.
         provenance: anything worth saving besides, such as the source.
     """
-    folder = Path(folder)
+    folder = epath.Path(folder)
     (folder / ABOUT).unlink(missing_ok=True)
     save_weights(model, params, folder / WEIGHTS)
     record = {

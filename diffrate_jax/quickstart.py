@@ -16,15 +16,12 @@ from ml_collections import ConfigDict
 from diffrate_jax import cli, recipes
 from diffrate_jax.compress import Gathered
 from diffrate_jax.files import Json, read_json, write_json
+from diffrate_jax.finetuning import run_training
 from diffrate_jax.reporting import write_report
-from diffrate_jax.runs import (
-    WEIGHTS,
-    run_evaluation,
-    run_training,
-    with_baselines,
-)
+from diffrate_jax.runs import run_evaluation, with_baselines
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.searching import SCHEDULE, run_search
+from diffrate_jax.sources import WEIGHTS
 from diffrate_jax.speed import Speed, run_benchmark
 from diffrate_jax.tables import benchmark_table, evaluation_table, search_table
 from diffrate_jax.workdir import make_folder

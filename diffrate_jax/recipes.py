@@ -43,6 +43,10 @@ RANGES = {
     "weight_decay": (0, inf),
     "clip_norm": (1e-12, inf),
     "drop_path": (0, 0.99),
+    "distill": (0, 1),
+    "temperature": (1e-3, inf),
+    "layer_decay": (1e-3, 1),
+    "ema": (0, 0.999999),
     "label_smoothing": (0, 0.99),
     "shift": (0, inf),
     "mixup": (0, inf),
@@ -271,6 +275,10 @@ def train_recipe(config: ConfigDict, model: Model) -> TrainRecipe:
         drop_path=config.drop_path,
         remat=config.remat,
         augment=augment_of(config, model),
+        distill=config.distill,
+        temperature=config.temperature,
+        layer_decay=config.layer_decay,
+        ema=config.ema,
         seed=config.seed,
     )
 

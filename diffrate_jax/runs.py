@@ -1,14 +1,13 @@
-"""The runs that programs are made of: each fills one folder and can be repeated."""
+"""An evaluation as a run: it fills one folder, and goes on where it stopped."""
 
 import dataclasses
 
-import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from diffrate_jax import recipes
-from diffrate_jax.baselines import Cases, baselines, parse_compression, schedule_of
+from diffrate_jax.baselines import Cases, baselines, schedule_of
 from diffrate_jax.compress import Gathered
 from diffrate_jax.cost import cost_macs, macs_of
 from diffrate_jax.environment import environment
@@ -20,50 +19,9 @@ from diffrate_jax.models.vit import Compression
 from diffrate_jax.progress import say
 from diffrate_jax.published import published_figures
 from diffrate_jax.schedule import Schedule
-from diffrate_jax.training import train
-from diffrate_jax.weights import save_weights
 from diffrate_jax.workdir import claim
 
-WEIGHTS, TALLIES = "weights.safetensors", "evaluation"
-
-
-def run_training(
-    config: ConfigDict, workdir: epath.Path, schedule: str = "none"
-) -> Params:
-    """Trains weights into `workdir`, going on where an earlier run stopped.
-
-    Args:
-        config: recipe of the run.
-        workdir: its folder.
-        schedule: in place while training; see `parse_compression`.
-    """
-    model = recipes.model_of(config)
-    compression = parse_compression(schedule, model, config.model)
-    recipe = recipes.train_recipe(config, model)
-    dataset = recipes.dataset_of(config, model)
-    batches = recipes.batches_of(config, dataset)
-    params = recipes.params_of(config, model, required=False)
-    run = {"program": "finetune", "schedule": schedule}
-    run |= {"weights_sha256": recipes.weights_digest(config)}
-    claim(workdir, config.to_dict() | run)
-    say(recipes.preprocess_of(config, model))
-    params = train(
-        model,
-        params,
-        batches,
-        recipe,
-        compression=compression,
-        workdir=workdir,
-        checkpoint_every=config.checkpoint_every,
-        log_every=config.log_every,
-    )
-    if not all(np.isfinite(array).all() for array in jax.tree.leaves(params)):
-        raise UserError(
-            "the trained weights are not finite; lower the learning rate or check "
-            "weights and data, then train into another --workdir"
-        )
-    save_weights(model, params, workdir / WEIGHTS)
-    return params
+TALLIES = "evaluation"
 
 
 def with_baselines(model: Model, schedule: Schedule, seed: int) -> Cases:
@@ -95,7 +53,24 @@ def run_evaluation(
             work directory that holds another evaluation.
     """
     model = recipes.model_of(config)
-    rows = evaluated(config, workdir / TALLIES, model, cases)
+    params = recipes.params_of(config, model)
+    digest = recipes.weights_digest(config)
+    rows = evaluated(config, workdir / TALLIES, cases, params, digest)
+    return evaluation_record(config, rows, command, target)
+
+
+def evaluation_record(
+    config: ConfigDict,
+    rows: list[dict[str, Json]],
+    command: str,
+    target: str | None = None,
+) -> dict[str, Json]:
+    """Returns what an evaluation says, of rows that share a budget if they do.
+
+    Raises:
+        UserError: a loss that is not finite.
+    """
+    model = recipes.model_of(config)
     check_losses(rows)
     return {
         "kind": "evaluation",
@@ -112,13 +87,26 @@ def run_evaluation(
 
 
 def evaluated(
-    config: ConfigDict, folder: epath.Path, model: Model, cases: Cases
+    config: ConfigDict,
+    folder: epath.Path,
+    cases: Cases,
+    params: Params,
+    weights_sha256: str,
 ) -> list[dict[str, Json]]:
-    """Returns a row for each case, counted into the files of a folder."""
-    params = recipes.params_of(config, model)
+    """Returns a row for each case, counted into the files of a folder.
+
+    Args:
+        config: see `run_evaluation`; its weights are not read.
+        folder: of the counts.
+        cases: what to evaluate, by name.
+        params: the weights.
+        weights_sha256: of the file that holds them.
+    """
+    model = recipes.model_of(config)
     dataset = recipes.dataset_of(config, model)
     evaluator = recipes.evaluator_of(config, model, params, dataset)
-    claim(folder, counted(config, model, cases, dataset.size(config.eval_split)))
+    size = dataset.size(config.eval_split)
+    claim(folder, counted(config, model, cases, size, weights_sha256))
     say(recipes.preprocess_of(config, model))
     rows = []
     for number, (name, compression) in enumerate(cases.items()):
@@ -141,7 +129,7 @@ def as_published(
 
 
 def counted(
-    config: ConfigDict, model: Model, cases: Cases, size: int
+    config: ConfigDict, model: Model, cases: Cases, size: int, weights_sha256: str
 ) -> dict[str, Json]:
     """Returns all that an evaluation's counts depend on."""
     schedules = {
@@ -151,7 +139,7 @@ def counted(
     return {
         "program": "evaluate",
         "model": architecture(model) | {"dtype": config.dtype},
-        "weights_sha256": recipes.weights_digest(config),
+        "weights_sha256": weights_sha256,
         "dataset": config.dataset,
         "split": config.eval_split,
         "images": size,

@@ -20,7 +20,6 @@ Examples:
 --tflops    with --dry_run: what one of them does, in 10^12 operations a second
 """
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -31,7 +30,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from diffrate_jax import cli
-from diffrate_jax.dry_run import dry_run
+from diffrate_jax.dry_run import define_dry_run, dry_run, tell
 from diffrate_jax.files import write_json
 from diffrate_jax.searching import (
     COMPARISON,
@@ -41,7 +40,6 @@ from diffrate_jax.searching import (
     warn_if_beaten,
 )
 from diffrate_jax.tables import (
-    dry_run_table,
     evaluation_table,
     search_table,
     summary,
@@ -49,28 +47,12 @@ from diffrate_jax.tables import (
 from diffrate_jax.workdir import has, read
 
 
-def define(values: flags.FlagValues) -> None:
-    """Adds this program's own flags."""
-    flags.DEFINE_bool(
-        "dry_run", default=False, help="Only say what it takes.", flag_values=values
-    )
-    flags.DEFINE_integer(
-        "devices", 0, "Accelerators; 0: those here.", lower_bound=0, flag_values=values
-    )
-    flags.DEFINE_float(
-        "tflops", 50.0, "Of an accelerator.", lower_bound=1e-6, flag_values=values
-    )
-
-
 def search(
     config: ConfigDict, workdir: epath.Path, values: flags.FlagValues, command: str
 ) -> None:
     """Runs the search, prints what it found and how that compares."""
     if values.dry_run:
-        found = dry_run(config, values.devices or jax.device_count())
-        print(dry_run_table(found, values.tflops))
-        if values.workdir:
-            write_json(workdir / "dry_run.json", dataclasses.asdict(found))
+        tell(dry_run(config, values.devices or jax.device_count()), workdir, values)
         return
     schedules = run_search(config, workdir)
     if not has(workdir, COMPARISON):
@@ -93,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.run_with_config(
         run,
         about=__doc__,
-        define=define,
+        define=define_dry_run,
         argv=argv,
         needs_workdir=lambda values: not values.dry_run,
     )

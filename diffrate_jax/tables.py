@@ -1,11 +1,9 @@
 """Results as short tables for the terminal."""
 
-import datetime
 from collections.abc import Sequence
 
 import numpy as np
 
-from diffrate_jax.dry_run import DryRun
 from diffrate_jax.files import Json
 from diffrate_jax.latency import MILLISECONDS, LatencyTable
 from diffrate_jax.schedule import Schedule
@@ -48,34 +46,6 @@ def published_table(record: dict[str, Json]) -> str:
             cells = published_cells(row["published"])
             rows.append([f"{row['name']}, as published", *cells])
     return aligned(rows) if len(rows) > 1 else ""
-
-
-def dry_run_table(found: DryRun, tflops: float) -> str:
-    """Returns what a search would take, at so many TFLOP/s on every device."""
-    span = datetime.timedelta(seconds=round(found.seconds(tflops)))
-    rate = found.steps * found.batch_size / found.seconds(tflops)
-    targets = [
-        f"{text} = {found.unit.show(cost)}" for text, cost in found.targets.items()
-    ]
-    rows = [
-        ["model", f"{found.model}, dense {found.dense_macs / 1e9:.4g} GMACs"],
-        ["targets", ", ".join(targets)],
-        ["steps", f"{found.steps} of {found.batch_size} images"],
-        [
-            "a device's batch",
-            f"{found.batch_size // found.devices} images, on {found.devices} devices",
-        ],
-        ["weights", f"{found.params_bytes / 2**20:.0f} MiB on every device"],
-        [
-            "memory",
-            f"{found.memory_bytes / 2**30:.2f} GiB of a device, as compiled for "
-            f"{found.compiled_for} in {found.compile_seconds:.0f} s",
-        ],
-        ["arithmetic", f"{found.flops / 1e12:.3g} TFLOP to a step, on all devices"],
-        ["time", f"{span} at {tflops:g} TFLOP/s a device: {rate:.0f} images/s"],
-    ]
-    lines = [f"{name:<18}{text}" for name, text in rows]
-    return "\n".join([*lines, "besides: the last tokens' moves and the comparison"])
 
 
 def published_cells(figures: dict[str, Json]) -> list[str]:

@@ -16,6 +16,7 @@ FREE = {
     "cpu_devices",
     "data_dir",
     "eval_batch_size",
+    "final_evaluation",
     "latency_table",
     "log_every",
     "weights",

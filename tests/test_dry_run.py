@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import diffrate_jax as dr
-from diffrate_jax import search
+from diffrate_jax import finetune, search
 from diffrate_jax.schedule import Schedule
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -46,6 +46,28 @@ def test_it_needs_no_weights_no_data_and_no_folder(tmp_path: Path, capsys):
     assert f"{record['steps'] * record['batch_size'] / seconds:.0f} images/s" in table
 
 
+def test_what_training_would_take(tmp_path: Path, capsys):
+    """A teacher is a dense pass more; the average is in memory, not in time."""
+    common = ["--dry_run", f"--config={CONFIGS / 'quickstart.py'}", "--devices=4"]
+    common += ["--config.cpu_devices=0", "--config.model_fields.depth=2"]
+    common.append("--schedule=uniform:80%")
+    found = []
+    for flags in ([], ["--config.distill=0.5", "--config.ema=0.9"]):
+        folder = f"--workdir={tmp_path}"
+        assert finetune.main(["finetune", *common, *flags, folder]) == 0
+        found.append(json.loads((tmp_path / "dry_run.json").read_text()))
+    assert "uniform:80% = " in capsys.readouterr().out
+    plain, tuned = found
+    (macs,), images = plain["targets"].values(), plain["batch_size"]
+    assert 0.75 < macs / plain["dense_macs"] <= 0.8
+    # Forward, and twice that for the gradient; besides, ranking and matching.
+    assert 3 < plain["flops"] / (2 * macs * images) < 12
+    more = (tuned["flops"] - plain["flops"]) / images
+    assert 1 < more / (2 * plain["dense_macs"]) < 4
+    more = tuned["memory_bytes"] - plain["memory_bytes"]
+    assert more >= 1.9 * plain["params_bytes"]
+
+
 def quickstart_fields() -> dict:
     """Returns the fields of the quickstart's model."""
     return search.cli.load_recipe(CONFIGS / "quickstart.py").model_fields.to_dict()
@@ -77,8 +99,19 @@ def test_the_published_search_of_every_model(name: str):
     assert config.rand_augment_magnitude == 9
 
 
-def test_a_recipe_that_the_paper_lacks(capsys):
-    assert run(f"--config={CONFIGS / 'published.py'}:mae_giant") == 2
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_fine_tuning_of_every_model(name: str):
+    config = search.cli.load_recipe(Path(f"{CONFIGS / 'finetune.py'}:{name}"))
+    own = search.cli.load_recipe(CONFIGS / f"{name}.py")
+    assert (config.model, config.preprocess) == (own.model, own.preprocess)
+    assert (config.learning_rate, config.final_learning_rate) == (2e-5, 1e-6)
+    assert config.drop_path == (0.2 if name in ("mae_large", "mae_huge") else 0.1)
+    assert config.steps * config.batch_size == pytest.approx(30 * 1281167, rel=1e-3)
+
+
+@pytest.mark.parametrize("recipe", ["published", "finetune"])
+def test_a_recipe_that_the_paper_lacks(recipe: str, capsys):
+    assert run(f"--config={CONFIGS / recipe}.py:mae_giant") == 2
     assert "no 'mae_giant', but caformer_s36, deit_base" in capsys.readouterr().err
 
 

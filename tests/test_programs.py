@@ -23,9 +23,9 @@ from diffrate_jax import (
     cli,
     evaluate,
     finetune,
+    finetuning,
     quickstart,
     report,
-    runs,
     search,
     searching,
     visualize,
@@ -33,9 +33,10 @@ from diffrate_jax import (
 from diffrate_jax.baselines import hand_made
 from diffrate_jax.budget import one_more
 from diffrate_jax.cost import cost_macs
-from diffrate_jax.files import read_json
+from diffrate_jax.files import digest, read_json
 from diffrate_jax.latency import BlockTimes, LatencyTable, LatencyTerms
 from diffrate_jax.metrics import read_metrics
+from diffrate_jax.model_folder import load
 from diffrate_jax.models import architecture, create_model
 from diffrate_jax.recipe import Recipe
 from diffrate_jax.recipes import model_of
@@ -294,6 +295,76 @@ def test_finetune_with_a_schedule_in_place(paths, capsys):
     assert "schedule='uniform:90%'" in capsys.readouterr().err
 
 
+TUNE = f"finetune {WEIGHTED} --schedule={{schedule}} --config.steps=2"
+TUNE += " --config.distill=0.5 --config.ema=0.9 --config.layer_decay=0.9"
+
+
+def test_a_tuned_folder_is_one_that_convert_writes(paths, capsys):
+    """Weights, what they are and where they come from, and the schedule."""
+    text = f"{TUNE} --config.final_evaluation"
+    assert run(text, paths) == 0
+    work = paths["work"]
+    wanted = model_of(cli.load_recipe(paths["recipe"]))
+    assert architecture(load(work)[0]) == architecture(wanted)
+    assert Schedule.load(work / "schedule.json") == Schedule.load(paths["schedule"])
+    about = read_json(work / "model.json")
+    told = about["provenance"]
+    assert told["weights_sha256"] == digest(paths["weights"])
+    assert (told["recipe"]["steps"], told["recipe"]["distill"]) == (2, 0.5)
+    assert told["schedule_counts"]["rule"] == Schedule.load(paths["schedule"]).rule
+    check_comparison_of_tuned(paths, capsys.readouterr().out)
+    # As the other programs take it.
+    other = f"--config.weights={work} --schedule={work}/schedule.json"
+    assert run(f"{EVALUATE} --workdir={{tmp}}/eval {other}", paths) == 0
+    again = read_json(paths["tmp"] / "eval/evaluation.json")["rows"][0]
+    after = {row["name"]: row for row in read_json(work / "evaluation.json")["rows"]}
+    assert again["correct"] == after["after"]["correct"]
+    timed = f"{BENCHMARK} --weights={work} --schedule={work}/schedule.json"
+    assert run(timed, paths) == 0
+    assert run(f"report --results={work} --out={{tmp}}/report.html", paths) == 0
+    # The same command shows the same, and the same bytes.
+    before = {f: (work / f).read_bytes() for f in ("weights.safetensors", "model.json")}
+    capsys.readouterr()
+    assert run(text, paths) == 0
+    assert "top-1 % of test: dense" in capsys.readouterr().out
+    assert before == {f: (work / f).read_bytes() for f in before}
+
+
+def check_comparison_of_tuned(paths: dict[str, Path], printed: str) -> None:
+    """Checks given and tuned weights, each with the schedule and without."""
+    record = read_json(paths["work"] / "evaluation.json")
+    rows = {row["name"]: row for row in record["rows"]}
+    assert list(rows) == ["dense", "before", "after", "dense, after"]
+    assert all(row["count"] == NUM_TEST for row in rows.values())
+    assert rows["dense"]["macs"] == rows["dense, after"]["macs"]
+    assert rows["before"]["macs"] == rows["after"]["macs"] < rows["dense"]["macs"]
+    assert rows["before"]["loss"] != rows["after"]["loss"]
+    assert record["command"].startswith("python -m diffrate_jax.finetune --config=")
+    told = ", ".join(f"{name} {row['top1']:.2f}" for name, row in rows.items())
+    assert printed.splitlines()[-1].startswith(f"top-1 % of test: {told}")
+
+
+def test_finetune_goes_on_where_it_was_stopped(paths):
+    """Teacher, average and optimiser included: the same bytes of weights."""
+    text = f"{TUNE} --config.steps=4"
+    assert run(text, paths) == 0
+    shutil.copytree(paths["work"], paths["tmp"] / "cut")
+    shutil.rmtree(paths["tmp"] / "cut/checkpoints/4")
+    (paths["tmp"] / "cut/weights.safetensors").unlink()
+    assert run(f"{text} --workdir={{tmp}}/cut", paths) == 0
+    for name in ("weights.safetensors", "model.json", "schedule.json"):
+        whole = (paths["work"] / name).read_bytes()
+        assert (paths["tmp"] / "cut" / name).read_bytes() == whole
+
+
+def test_finetune_with_tome_leaves_no_schedule(paths):
+    """ToMe strings tokens together in an order of its own: no schedule says that."""
+    assert run(f"{TUNE} --schedule=tome:4 --config.steps=1", paths) == 0
+    assert not (paths["work"] / "schedule.json").exists()
+    told = read_json(paths["work"] / "model.json")["provenance"]
+    assert told["schedule"] == "tome:4"
+
+
 def test_evaluate_counts_every_image_and_compares_at_equal_cost(paths, capsys):
     assert run(f"{EVALUATE} --schedule={{schedule}} --baselines", paths) == 0
     record = read_json(paths["work"] / "evaluation.json")
@@ -495,6 +566,13 @@ REFUSED = {
     f"{SEARCH} --config.label_smoothing=1": "label_smoothing 1.0",
     f"{SEARCH} --config.crop=centre": "unknown crop 'centre'",
     f"{FINETUNE} --config.warmup_steps=4": "warmup_steps fewer than the 4 steps",
+    f"{FINETUNE} --config.distill=1.5": "config.distill must be from 0 to 1, got 1.5",
+    f"{FINETUNE} --config.temperature=0": "config.temperature at least 0.001",
+    f"{FINETUNE} --config.layer_decay=2": "config.layer_decay from 0.001 to 1, got 2",
+    f"{FINETUNE} --config.ema=1": "config.ema from 0 to 0.999999, got 1",
+    f"{FINETUNE} --config.distill=0.5": "teacher --config.weights=FILE distill=0",
+    f"{FINETUNE} --config.model_fields.num_classes=12": "12 classes has 10 distill=1",
+    f"{FINETUNE} --config.model_fields.num_classes=0": "0",
     # Models and weights.
     f"{SEARCH} --config.model=deit_smal_patch16_224": "'deit_small_patch16_224'?",
     f"{SEARCH} --config.model_fields.num_heads=5": "width multiple of num_heads 5",
@@ -697,7 +775,9 @@ def test_loss_that_is_not_finite_names_its_step_every_time(paths, capfd):
 
 
 def test_weights_that_are_not_finite_are_not_saved(paths, capfd, monkeypatch):
-    monkeypatch.setattr(runs, "train", lambda *_, **__: {"head": np.full(3, np.nan)})
+    monkeypatch.setattr(
+        finetuning, "train", lambda *_, **__: {"head": np.full(3, np.nan)}
+    )
     assert run(FINETUNE, paths) == 2
     assert "\nerror: the trained weights are not finite; " in capfd.readouterr().err
     assert not (paths["work"] / "weights.safetensors").exists()
