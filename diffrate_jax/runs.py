@@ -1,6 +1,7 @@
 """The runs that programs are made of: each fills one folder and can be repeated."""
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -24,6 +25,8 @@ from diffrate_jax.weights import save_weights
 from diffrate_jax.workdir import claim
 
 WEIGHTS, TALLIES = "weights.safetensors", "evaluation"
+# By the budget that they were made for, if any.
+Groups = Mapping[str | None, Cases]
 
 
 def run_training(
@@ -75,9 +78,8 @@ def with_baselines(model: Model, schedule: Schedule, seed: int) -> Cases:
 def run_evaluation(
     config: ConfigDict,
     workdir: epath.Path,
-    cases: Cases,
+    groups: Groups,
     command: str,
-    target: str | None = None,
 ) -> dict[str, Json]:
     """Evaluates each case on every example of the split; returns the record.
 
@@ -85,16 +87,15 @@ def run_evaluation(
         config: recipe with model, weights, dataset and split.
         workdir: whose folder `evaluation` keeps what is counted, so that the same
             command goes on where it stopped.
-        cases: what to evaluate, by name.
+        groups: what to evaluate, by name, for each budget that cases share.
         command: that gives these figures.
-        target: the budget that the cases share, if they do.
 
     Raises:
         UserError: data or weights that do not fit, a loss that is not finite, or a
             work directory that holds another evaluation.
     """
     model = recipes.model_of(config)
-    rows = evaluated(config, workdir / TALLIES, model, cases)
+    rows = evaluated(config, workdir / TALLIES, model, groups)
     check_losses(rows)
     return {
         "kind": "evaluation",
@@ -103,29 +104,44 @@ def run_evaluation(
         "model": config.model,
         "dtype": config.dtype,
         "dataset": config.dataset,
-        "split": config.eval_split,
+        # Corrupted images are others: nobody is to take them for the split's own.
+        "split": ", ".join(filter(None, [config.eval_split, config.corruption])),
+        "corruption": config.corruption,
         "preprocess": dataclasses.asdict(recipes.preprocess_of(config, model)),
         "dense_macs": cost_macs(model, None),
-        "rows": [row | {"target": target} for row in rows],
+        "rows": rows,
     }
 
 
 def evaluated(
-    config: ConfigDict, folder: epath.Path, model: Model, cases: Cases
+    config: ConfigDict, folder: epath.Path, model: Model, groups: Groups
 ) -> list[dict[str, Json]]:
     """Returns a row for each case, counted into the files of a folder."""
     params = recipes.params_of(config, model)
     dataset = recipes.dataset_of(config, model)
     evaluator = recipes.evaluator_of(config, model, params, dataset)
-    claim(folder, counted(config, model, cases, dataset.size(config.eval_split)))
+    claim(folder, counted(config, model, groups, dataset.size(config.eval_split)))
     say(recipes.preprocess_of(config, model))
     rows = []
-    for number, (name, compression) in enumerate(cases.items()):
-        tally = {"path": folder / f"{number}.json", "save_every": config.log_every}
-        score = evaluator.score(compression, name, **tally)
+    for target, name, compression in flat_cases(groups):
+        path = folder / f"{len(rows)}.json"
+        label = name if len(groups) == 1 or target is None else f"{name} at {target}"
+        score = evaluator.score(
+            compression, label, path=path, save_every=config.log_every
+        )
         row = score_row(name, model, compression, score)
-        rows.append(row | as_published(config.model, compression, model))
+        row |= as_published(config.model, compression, model)
+        rows.append(row | {"target": target})
     return rows
+
+
+def flat_cases(
+    groups: Groups,
+) -> Iterator[tuple[str | None, str, Compression | None]]:
+    """Yields budget, name and compression of each case."""
+    for target, cases in groups.items():
+        for name, compression in cases.items():
+            yield target, name, compression
 
 
 def as_published(
@@ -140,14 +156,15 @@ def as_published(
 
 
 def counted(
-    config: ConfigDict, model: Model, cases: Cases, size: int
+    config: ConfigDict, model: Model, groups: Groups, size: int
 ) -> dict[str, Json]:
     """Returns all that an evaluation's counts depend on."""
-    schedules = {
-        name: schedule_of(compression, model.geometry)
-        for name, compression in cases.items()
-    }
-    return {
+    schedules, several = {}, len(groups) > 1
+    for target, name, compression in flat_cases(groups):
+        key = f"{target}: {name}" if several else name
+        schedules[key] = schedule_of(compression, model.geometry)
+    corruption = {"corruption": config.corruption} if config.corruption else {}
+    return corruption | {
         "program": "evaluate",
         "model": architecture(model) | {"dtype": config.dtype},
         "weights_sha256": recipes.weights_digest(config),
@@ -156,7 +173,7 @@ def counted(
         "images": size,
         "batch": config.eval_batch_size,
         "preprocess": dataclasses.asdict(recipes.preprocess_of(config, model)),
-        "rows": list(cases),
+        "rows": list(schedules),
         "schedules": {
             name: {"rule": found.rule, "prune": found.prune, "merge": found.merge}
             for name, found in schedules.items()
