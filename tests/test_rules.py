@@ -192,7 +192,9 @@ def test_evit_needs_a_class_token_and_pruning_a_place_to_leave():
 
 
 @both_forms
-@pytest.mark.parametrize("operation", ["prune", "merge"])
+@pytest.mark.parametrize(
+    "operation", ["prune", pytest.param("merge", marks=pytest.mark.slow)]
+)
 def test_half_of_the_published_rule_is_the_published_rule(form, operation: str):
     """Alone an operation does what the whole rule does where the other one rests."""
     counts, every = (13, 9, 5), (17,) * 3
@@ -200,7 +202,7 @@ def test_half_of_the_published_rule_is_the_published_rule(form, operation: str):
     both = dr.Schedule(*{"prune": (counts, every), "merge": (None, counts)}[operation])
     run = compiled("cls", np.float32)
     (half, left, _), (whole, wanted, _) = (run(form(s)) for s in (alone, both))
-    np.testing.assert_array_equal(half, whole)
+    np.testing.assert_allclose(half, whole, atol=1e-5)
     np.testing.assert_array_equal(left.origin, wanted.origin)
     model = tiny("cls")[0]
     assert dr.cost_macs(model, alone) == dr.cost_macs(model, both)
