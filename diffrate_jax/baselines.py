@@ -24,6 +24,7 @@ DEARER = 0.02
 NUM_RANDOM = 5
 # By name; None is the dense model.
 Cases = dict[str, Compression | None]
+Found = TypeVar("Found", ToMe, Gathered)
 
 
 def parse_compression(text: str, model: HasCost, name: str) -> Compression | None:
@@ -246,9 +247,6 @@ def evit_schedules(geometry: Geometry) -> Iterator[Gathered]:
                 left = min(left, fused)
             counts.append(left)
         yield Gathered(Schedule(None, counts, rule="evit"))
-
-
-Found = TypeVar("Found", ToMe, Gathered)
 
 
 def cheapest(
