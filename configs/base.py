@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     config.data_dir = ""  # "" is the dataset library's default
     config.train_split = "train"
     config.eval_split = "validation"
+    config.corruption = ""  # evaluation: or "noise:0.1", "blur:1.0", "contrast:0.5"
     config.crop = "random_resized"  # training: or "none"
     # "published" or "timm" (the preset's own) take the place of the next four.
     config.preprocess = ""
@@ -85,7 +86,8 @@ def search_fields(config: ConfigDict) -> ConfigDict:
     config.target = "2.9"  # or "60%", or "6.5ms" with the next
     config.latency_table = ""  # that benchmark --latency_table=FILE wrote
     config.targets = ()  # several, such as ('60%', '50%'): one run finds them all
-    config.rule = "redundancy"  # or "tome", "diffrate"
+    # Or "tome", "evit", "diffrate"; of this "prune_only" or "merge_only" too.
+    config.rule = "redundancy"
     config.method = "projected"  # or "penalised"
     config.objective = "match_dense"  # no labels needed; or "cross_entropy"
     config.start = "uniform"  # or "dense", or anything that --schedule takes

@@ -2,7 +2,8 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 from etils import epath
@@ -23,6 +24,7 @@ DEARER = 0.02
 NUM_RANDOM = 5
 # By name; None is the dense model.
 Cases = dict[str, Compression | None]
+Found = TypeVar("Found", ToMe, Gathered)
 
 
 def parse_compression(text: str, model: HasCost, name: str) -> Compression | None:
@@ -114,7 +116,11 @@ def whole_number(text: str) -> int:
 
 
 def baselines(
-    measure: Measure, cost: float, seed: int = 0, rule: str = "diffrate"
+    measure: Measure,
+    cost: float,
+    seed: int = 0,
+    rule: str = "diffrate",
+    draws: int = NUM_RANDOM,
 ) -> dict[str, Compression]:
     """Returns the baselines at a cost: none cheaper, none more than 2 % dearer.
 
@@ -125,10 +131,11 @@ def baselines(
             by the rule that it was measured with.
         cost: of what they are compared with.
         seed: of the random schedules.
-        rule: that is run at ToMe's constant counts too.
+        rule: that is run at ToMe's constant counts, and evenly, too.
+        draws: number of random schedules.
     """
     rng = np.random.default_rng(seed)
-    randoms = [random_schedule(measure, cost, rng) for _ in range(NUM_RANDOM)]
+    randoms = [random_schedule(measure, cost, rng) for _ in range(draws)]
     named = {f"random {i}": schedule for i, schedule in enumerate(randoms, 1)}
     return hand_made(measure, cost, rule) | possible(named, cost, measure.unit)
 
@@ -136,13 +143,19 @@ def baselines(
 def hand_made(measure: Measure, cost: float, rule: str) -> dict[str, Compression]:
     """Returns the baselines that nobody draws; see `baselines`."""
     geometry = measure.geometry
-    constant = cheapest(measure, cost, constant_removals(geometry))
+    constant = cheapest(measure, cost, map(ToMe, constant_removals(geometry)))
+    lines = {"ToMe decreasing": (1, 0), "ToMe increasing": (0, 1)}
     families = {
         "ToMe constant": constant,
-        "ToMe decreasing": cheapest(measure, cost, linear_removals(geometry, 1, 0)),
-        "ToMe increasing": cheapest(measure, cost, linear_removals(geometry, 0, 1)),
-        **uniform_schedules(geometry, constant, rule),
+        **{
+            name: cheapest(measure, cost, map(ToMe, linear_removals(geometry, *ends)))
+            for name, ends in lines.items()
+        },
+        **at_constant_counts(geometry, constant, rule),
+        "uniform": fitted(uniform(measure, rule), measure, cost),
     }
+    if geometry.prefix_tokens:
+        families["EViT"] = cheapest(measure, cost, evit_schedules(geometry))
     return possible(families, cost, measure.unit)
 
 
@@ -159,7 +172,7 @@ def possible(
     return {name: found for name, found in families.items() if found is not None}
 
 
-def uniform_schedules(
+def at_constant_counts(
     geometry: Geometry, constant: ToMe | None, rule: str
 ) -> dict[str, Compression | None]:
     """Returns pruning alone, merging alone and a rule at ToMe's constant counts.
@@ -167,7 +180,7 @@ def uniform_schedules(
     What the model cannot do, to prune, is not among them.
     """
     rules = {"merge only": "diffrate"}
-    if rule != "diffrate":
+    if rule not in ("diffrate", "merge_only", "prune_only"):
         rules[f"{rule} constant"] = rule
     prunes = not geometry.only_merges
     if constant is None:
@@ -217,15 +230,40 @@ def linear_removals(
                 yield tuple(longer.tolist())
 
 
+def evit_schedules(geometry: Geometry) -> Iterator[Gathered]:
+    """Yields EViT's schedules: three blocks keep a share of their patches each.
+
+    The blocks stand at a quarter, half and three quarters of the depth, the shares are
+    alike, and every one of the three fuses what it does not keep into one token (EViT,
+    arXiv 2202.07800, sections 3.2 and 4.1).
+    """
+    prefix = geometry.prefix_tokens
+    at = sorted({quarter * geometry.depth // 4 for quarter in (1, 2, 3)})
+    for share in np.linspace(0, 1, 20 * geometry.num_patches, endpoint=False):
+        left, counts = geometry.num_tokens, []
+        for block in range(geometry.depth):
+            if block in at:
+                fused = prefix + int(np.ceil(share * (left - prefix))) + 1
+                left = min(left, fused)
+            counts.append(left)
+        yield Gathered(Schedule(None, counts, rule="evit"))
+
+
 def cheapest(
-    measure: Measure, cost: float, removals: Iterator[tuple[int, ...]]
-) -> ToMe | None:
-    """Returns the ToMe of least cost that costs `cost` or up to 2 % more, if any."""
-    priced = {r: measure(ToMe(r)) for r in set(removals)}
-    allowed = [r for r in priced if cost <= priced[r] <= cost * (1 + DEARER)]
-    if not allowed:
-        return None
-    return ToMe(min(allowed, key=lambda r: (priced[r], r)))
+    measure: Measure, cost: float, candidates: Iterable[Found]
+) -> Found | None:
+    """Returns the candidate of least cost that costs `cost` or up to 2 % more, if any.
+
+    Of equal ones that which removes the least early.
+    """
+    allowed = []
+    for found in dict.fromkeys(candidates):
+        schedule = schedule_of(found, measure.geometry)
+        price = measure(schedule)
+        if cost <= price <= cost * (1 + DEARER):
+            removed = [-count for count in schedule.merge]
+            allowed.append((price, removed, found))
+    return min(allowed, key=lambda row: row[:2])[2] if allowed else None
 
 
 def random_schedule(
@@ -240,8 +278,13 @@ def random_schedule(
     counts = geometry.prefix_tokens + np.ceil(draws).astype(int)
     prune = None if geometry.only_merges else counts[::2].tolist()
     drawn = Schedule(prune, first_stage_only(counts[1::2], geometry))
+    return fitted(drawn, measure, cost)
+
+
+def fitted(wanted: Schedule, measure: Measure, cost: float) -> Gathered | None:
+    """Returns the nearest schedule that costs `cost` or up to 2 % more, if any."""
     for dearer in np.linspace(0.001, DEARER, 10):
-        schedule = fit_to_budget(drawn, measure, cost * (1 + dearer))
+        schedule = fit_to_budget(wanted, measure, cost * (1 + dearer))
         if measure(schedule) >= cost:
             return Gathered(schedule)
     return None

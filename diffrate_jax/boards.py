@@ -20,7 +20,7 @@ from diffrate_jax.results import Evaluation, Row
 
 # Methods that are there to be beaten, by the names that evaluations give them.
 BASELINES = re.compile(
-    r"ToMe .*|\w+ constant|prune only|merge only|random( \d+)?"
+    r"ToMe .*|\w+ constant|prune only|merge only|uniform|EViT|random( \d+)?"
     r"|published search|(tome|uniform):.*"
 )
 DENSE = ("dense", "none", *PEERS)

@@ -38,8 +38,12 @@ class Gathered:
 
     schedule: Schedule
     reference: bool = False
-    proportional = True
     softmax_epsilon = 0.0
+
+    @property
+    def proportional(self) -> bool:
+        """Whether attention counts a token by its size."""
+        return rule_of(self.schedule.rule).proportional
 
     def kept(self, geometry: Geometry) -> Kept:
         """Returns the schedule's counts.
@@ -86,13 +90,16 @@ class Gathered:
         # Destinations return to their original order: ties go to the lower position.
         stays_BK, goes_BS = jnp.sort(order_BK[:, :last], axis=1), order_BK[:, last:]
         destination = tk.take(tokens, stays_BK)
-        if last == middle:
+        if last == middle or rule.drops:
             return destination
         source = tk.take(tokens, goes_BS)
         index_BS, closeness_BS = pairs.match(goes_BS, stays_BK)
         assignment_BSK = jax.nn.one_hot(index_BS, last, dtype=closeness_BS.dtype)
         size_BS = rule.source_size(source.sizes(), closeness_BS)
-        weights = (destination.sizes(), source.sizes()) if rule.weighted else None
+        weight_BN = rule.weight(tokens.sizes(), seen.importance)
+        weights = None
+        if weight_BN is not None:
+            weights = tk.rows(weight_BN, stays_BK), tk.rows(weight_BN, goes_BS)
         source = source.replace(size=size_BS)
         return tk.fold(destination, source, assignment_BSK, weights)
 
@@ -142,8 +149,8 @@ class Masked:
 
     @property
     def proportional(self) -> bool:
-        """Attention always counts a token by its size."""
-        return True
+        """Whether attention counts a token by its size."""
+        return rule_of(self.rule).proportional
 
     @property
     def softmax_epsilon(self) -> float:
@@ -211,7 +218,8 @@ class Masked:
             # The dead were folded before, and what no rule gives up never is.
             mask_BN = jnp.where(can_go_BN, mask_BN, 1.0)
             gone_BN = 1.0 - mask_BN
-        tokens = self._merge(tokens, pairs, stays_BN, goes_BN, gone_BN)
+        if not rule.drops:
+            tokens = self._merge(tokens, pairs, stays_BN, goes_BN, gone_BN)
         return tokens.replace(alive=alive_BN * mask_BN.astype(alive_BN.dtype))
 
     def _mask(self, now: Operation, rank_BN: Array, can_go_BN: Array) -> Array:
@@ -258,7 +266,8 @@ class Masked:
             index_BN, num_tokens, dtype=closeness_BN.dtype
         )
         size_BN = tokens.sizes()
-        weights = (size_BN, size_BN) if rule.weighted else None
+        weight_BN = rule.weight(size_BN, pairs.seen.importance)
+        weights = None if weight_BN is None else (weight_BN, weight_BN)
         scaled_BN = rule.source_size(size_BN, closeness_BN)
         if self.reference:
             scaled_BN = jnp.maximum(size_BN * closeness_BN, 1.0)

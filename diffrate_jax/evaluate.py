@@ -7,6 +7,7 @@ Examples:
   python -m diffrate_jax.evaluate --config=configs/deit_small.py --workdir=runs/2.9 \
       --config.weights=deit_small.safetensors --schedule=published:2.9
   … --config.dataset=folder:/data/imagenet   class folders in train and val
+  … --costs=60%,50%,40%                      what hand-made schedules reach, no search
 
 --config     recipe; any field of it can be set with --config.field=value
 --workdir    folder for evaluation.json, of this evaluation alone; the same command
@@ -16,6 +17,11 @@ Examples:
 --against    more of these, separated by commas, each perhaps with a name: mine=a.json;
              names and paths have no commas
 --baselines  also evaluate the dense model and every baseline at the schedule's cost
+--costs      the dense model and every baseline at each of these budgets: 60%,50%,2.9;
+             a schedule that was learned for one of them stands with its baselines
+--draws      number of random schedules among the baselines (default 5)
+
+--config.corruption=noise:0.1   spoils the images: noise, blur or contrast and how much
 """
 
 import sys
@@ -28,20 +34,23 @@ from ml_collections import ConfigDict
 
 from diffrate_jax import cli
 from diffrate_jax.baselines import (
+    NUM_RANDOM,
+    Cases,
     baselines,
     cost_of,
     parse_compression,
     schedule_of,
 )
+from diffrate_jax.budget import parse_budget
 from diffrate_jax.cost import macs_of
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import write_json
 from diffrate_jax.models import Model
 from diffrate_jax.models.vit import Compression
-from diffrate_jax.recipes import model_of
-from diffrate_jax.runs import run_evaluation
+from diffrate_jax.recipes import latency_of, model_of
+from diffrate_jax.runs import Groups, run_evaluation
 from diffrate_jax.schedule import Schedule
-from diffrate_jax.tables import evaluation_table, published_table
+from diffrate_jax.tables import evaluation_tables, published_table
 from diffrate_jax.workdir import make_folder
 
 
@@ -52,6 +61,10 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "baselines", default=False, help="Compare at equal cost.", flag_values=values
     )
+    flags.DEFINE_string("costs", "", "Compare at these.", flag_values=values)
+    flags.DEFINE_integer(
+        "draws", NUM_RANDOM, "Random ones.", lower_bound=0, flag_values=values
+    )
 
 
 def evaluate(
@@ -59,20 +72,62 @@ def evaluate(
 ) -> None:
     """Evaluates and prints a table."""
     make_folder(workdir)
+    groups = groups_of(config, values)
+    record = run_evaluation(config, workdir, groups, command)
+    write_json(workdir / "evaluation.json", record)
+    tables = [evaluation_tables(record), published_table(record)]
+    print("\n\n".join(filter(None, tables)))
+
+
+def groups_of(config: ConfigDict, values: flags.FlagValues) -> Groups:
+    """Returns what the flags name, by the budget that it was made for.
+
+    Raises:
+        UserError: schedules or budgets that do not fit the model, or two ways to say
+            what baselines are to cost.
+    """
     model = model_of(config)
     compression = parse_compression(values.schedule, model, config.model)
     name, target = named(values.schedule, compression)
     cases = {name: compression} | others(values.against, model, config.model)
+    if not values.costs:
+        if values.baselines:
+            cost = cost_of(model, compression)
+            rule = schedule_of(compression, model.geometry).rule
+            cases = {"dense": None} | cases
+            cases |= baselines(macs_of(model), cost, config.seed, rule, values.draws)
+        return {target: cases}
     if values.baselines:
-        measure, macs = macs_of(model), cost_of(model, compression)
-        rule = schedule_of(compression, model.geometry).rule
-        cases = {"dense": None} | cases
-        cases |= baselines(measure, macs, config.seed, rule)
-    record = run_evaluation(config, workdir, cases, command, target)
-    write_json(workdir / "evaluation.json", record)
-    print(
-        "\n\n".join(filter(None, [evaluation_table(record), published_table(record)]))
-    )
+        raise UserError(
+            "--baselines is at the schedule's cost, --costs at others; give one of them"
+        )
+    return at_costs(config, model, cases, values)
+
+
+def at_costs(
+    config: ConfigDict, model: Model, cases: Cases, values: flags.FlagValues
+) -> Groups:
+    """Returns the baselines at each cost of a list, with what was learned for it.
+
+    Raises:
+        UserError: a budget twice, or one that the model cannot meet.
+    """
+    table, rule = latency_of(config), config.rule
+    latency = None if table is None else table.measure(model, rule)
+    costs = [part.strip() for part in values.costs.split(",")]
+    twice = [text for text in costs if costs.count(text) > 1]
+    if twice:
+        raise UserError(f"--costs has {twice[0]} twice; leave one out")
+    groups: dict[str | None, Cases] = {None: {"dense": None}}
+    groups |= {text: {} for text in costs}
+    for name, compression in cases.items():
+        target = named(name, compression)[1]
+        groups[target if target in costs else None][name] = compression
+    for text in costs:
+        budget = parse_budget(text, model, latency)
+        how = (config.seed, rule, values.draws)
+        groups[text] |= baselines(budget.measure, budget.limit, *how)
+    return groups
 
 
 def others(text: str, model: Model, preset: str) -> dict[str, Compression | None]:

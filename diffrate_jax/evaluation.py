@@ -15,6 +15,7 @@ from diffrate_jax.baselines import schedule_of
 from diffrate_jax.cost import cost_macs
 from diffrate_jax.data import Batch, Dataset
 from diffrate_jax.data.augment import Colour, normalise
+from diffrate_jax.data.corrupt import Corruption
 from diffrate_jax.distributed import stop_signal
 from diffrate_jax.errors import StoppedError, UserError
 from diffrate_jax.files import Json
@@ -59,6 +60,7 @@ class Evaluator:
         batch_size: int,
         mean: Colour,
         std: Colour,
+        corruption: Corruption | None = None,
     ) -> None:
         parallel.check_batch_size(batch_size)
         if dataset.num_classes != model.num_classes:
@@ -66,7 +68,7 @@ class Evaluator:
                 f"the model tells {model.num_classes} classes apart, {dataset.name} "
                 f"has {dataset.num_classes}; use a model made for the dataset"
             )
-        self._model, self._colours = model, (mean, std)
+        self._model, self._images = model, Images(mean, std, corruption)
         self._params = parallel.replicate(params)
         self._dataset, self._split, self._batch_size = dataset, split, batch_size
 
@@ -93,7 +95,7 @@ class Evaluator:
         """
         tally, size = Tally.load(path), self._dataset.size(self._split)
         step = parallel.pmap_step(
-            eval_step(self._model, compression, *self._colours), donate_state=False
+            eval_step(self._model, compression, self._images), donate_state=False
         )
         clock, start = Clock(), min(size, tally.batches * self._batch_size)
         bar = track(size, name, start=start, unit="image")
@@ -112,13 +114,19 @@ class Evaluator:
         return self._score(tally, size)
 
     def _batches(self, start: int) -> Iterator[Batch]:
-        return self._dataset.epoch(
+        """Yields batches with each example's `number` in the split."""
+        host, hosts = jax.process_index(), jax.process_count()
+        batches = self._dataset.epoch(
             self._split,
             batch_size=self._batch_size,
             start=start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=host,
+            process_count=hosts,
         )
+        for place, batch in enumerate(batches, start):
+            row_B = np.arange(len(batch["label"]), dtype=np.int32)
+            first = place * self._batch_size + host
+            yield batch | {"number": first + row_B * hosts}
 
     def _score(self, tally: Tally, size: int) -> Score:
         count = round(tally.sums[0])
@@ -131,6 +139,28 @@ class Evaluator:
         top1, top5, loss = (total / count for total in tally.sums[1:])
         rate = tally.images_per_second
         return Score(count, 100 * top1, 100 * top5, loss, rate, tally.correct)
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """What becomes of the bytes of images before a model sees them.
+
+    Attributes:
+        mean: subtracted from each channel, of values in 0..1.
+        std: divides each channel afterwards.
+        corruption: comes first.
+    """
+
+    mean: Colour
+    std: Colour
+    corruption: Corruption | None = None
+
+    def __call__(self, batch: dict[str, Array]) -> Array:
+        """Returns normalised images [B, Y, X, 3]."""
+        images_BYXC = batch["image"]
+        if self.corruption is not None:
+            images_BYXC = self.corruption(images_BYXC, batch["number"])
+        return normalise(images_BYXC, self.mean, self.std)
 
 
 class Clock:
@@ -155,7 +185,7 @@ class Clock:
 
 
 def eval_step(
-    model: Model, compression: Compression | None, mean: Colour, std: Colour
+    model: Model, compression: Compression | None, images: Images
 ) -> Callable[[tuple, Params, dict[str, Array]], tuple[Array, Array]]:
     """Returns the plain function of one evaluation step.
 
@@ -164,8 +194,7 @@ def eval_step(
     """
 
     def step(_: tuple, params: Params, batch: dict[str, Array]) -> tuple[Array, Array]:
-        images = normalise(batch["image"], mean, std)
-        logits_BV = forward(model, params, images, compression).logits
+        logits_BV = forward(model, params, images(batch), compression).logits
         label_B, mask_B = batch["label"], batch["mask"]
         loss_B = optax.softmax_cross_entropy_with_integer_labels(logits_BV, label_B)
         rank_B = rank_of_label(logits_BV, label_B)

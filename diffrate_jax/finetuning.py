@@ -170,6 +170,7 @@ def run_comparison(
     tuned = digest(workdir / WEIGHTS) if is_first() else ""
     sha = parallel.of_first_host(tuned)
     after: Cases = {AFTER: compression}
+    target = schedule_of(compression, model.geometry).provenance.get("target")
     rows = []
     if compression is not None:
         after[DENSE_AFTER] = None
@@ -178,10 +179,11 @@ def run_comparison(
         if compression is not None:
             given[BEFORE] = compression
         old = recipes.params_of(config, model), recipes.weights_digest(config)
-        rows += evaluated(config, workdir / TALLIES / "given", given, *old)
-    rows += evaluated(config, workdir / TALLIES / "trained", after, params, sha)
-    target = schedule_of(compression, model.geometry).provenance.get("target")
-    record = evaluation_record(config, rows, command, target)
+        place = workdir / TALLIES / "given"
+        rows += evaluated(config, place, {target: given}, *old)
+    place = workdir / TALLIES / "trained"
+    rows += evaluated(config, place, {target: after}, params, sha)
+    record = evaluation_record(config, rows, command)
     write_json(workdir / EVALUATION, record)
     return record
 

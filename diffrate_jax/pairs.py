@@ -16,13 +16,14 @@ class Pairs:
 
     Attributes:
         rule: that compares them.
+        seen: what attention shows of the tokens.
         receives_BN: True for living, offered tokens that are no prefix tokens.
     """
 
     def __init__(
         self, rule: Rule, tokens: Tokens, seen: Attended, prefix_tokens: int
     ) -> None:
-        self.rule, self._seen = rule, seen
+        self.rule, self.seen = rule, seen
         self._unit_BNE = tk.unit(rule.features(tokens, seen))
         self._size_BN = jax.lax.stop_gradient(tokens.sizes())
         receives_BN = jnp.arange(tokens.x.shape[1]) >= prefix_tokens
@@ -46,11 +47,12 @@ class Pairs:
 
     def closeness(self) -> Array:
         """Returns the closeness of all pairs [B, N, N]."""
-        return self.rule.closeness(self._cosines, self._size_BN, self._size_BN)
+        size_BN, importance_BN = self._size_BN, self.seen.importance
+        return self.rule.closeness(self._cosines, size_BN, size_BN, importance_BN)
 
     def score(self) -> Array:
         """Returns the ranking score [B, N]."""
-        return self.rule.score(self._seen, self.closeness(), self.receives_BN)
+        return self.rule.score(self.seen, self.closeness(), self.receives_BN)
 
     def match(self, goes_BS: Array, stays_BK: Array) -> tuple[Array, Array]:
         """Returns destination (index into K) and closeness of each source [B, S].
@@ -68,5 +70,6 @@ class Pairs:
             )
             cosine_BSK = tk.products(unit_BSE, unit_BKE)
         sizes = (tk.rows(self._size_BN, index) for index in (goes_BS, stays_BK))
-        closeness_BSK = self.rule.closeness(cosine_BSK, *sizes)
+        importance_BK = tk.rows(self.seen.importance, stays_BK)
+        closeness_BSK = self.rule.closeness(cosine_BSK, *sizes, importance_BK)
         return tk.match(closeness_BSK, tk.rows(self.receives_BN, stays_BK)[:, None, :])

@@ -73,7 +73,7 @@ def evaluate(
     say("evaluating it and the baselines on every test image")
     model = recipes.model_of(config)
     cases = with_baselines(model, schedule, config.seed)
-    return run_evaluation(config, workdir, cases, command, config.target)
+    return run_evaluation(config, workdir, {config.target: cases}, command)
 
 
 def time(config: ConfigDict, schedule: Schedule, command: str) -> dict[str, Json]:

@@ -13,6 +13,7 @@ from diffrate_jax.baselines import parse_compression, schedule_of
 from diffrate_jax.batches import Batches
 from diffrate_jax.data import Batch, Dataset, open_dataset, steps_per_epoch
 from diffrate_jax.data.augment import Augment
+from diffrate_jax.data.corrupt import Corruption
 from diffrate_jax.data.mix import check_pairs
 from diffrate_jax.data.rand_augment import MOST, RandAugment
 from diffrate_jax.distributed import first_process_first
@@ -296,4 +297,5 @@ def evaluator_of(
         batch_size=config.eval_batch_size,
         mean=preprocess.mean,
         std=preprocess.std,
+        corruption=Corruption.parse(config.corruption),
     )

@@ -18,6 +18,8 @@ from diffrate_jax.tokens import Attended, Tokens
 
 # A size is scaled by a similarity, and its logarithm is taken: never let it reach 0.
 LEAST_SIMILARITY = 1e-6
+# Softmax can round what a token gets to 0.
+LEAST_ATTENTION = 1e-12
 
 
 class Rule(abc.ABC):
@@ -28,7 +30,8 @@ class Rule(abc.ABC):
         prunes: whether tokens may be dropped too, before others are merged.
         folds_gradient: whether the gradient of a mask says what folding a token would
             do; if not, it says what dropping it would do, as the published one does.
-        weighted: whether means count tokens by their sizes.
+        drops: whether what goes is dropped, and folded into nothing.
+        proportional: whether attention counts a token by its size.
         ranks_pairs: whether ranking compares all tokens with all others, so that
             matching finds what it needs there.
     """
@@ -36,11 +39,16 @@ class Rule(abc.ABC):
     name: ClassVar[str]
     prunes: ClassVar[bool] = False
     folds_gradient: ClassVar[bool] = True
-    weighted: ClassVar[bool] = True
+    drops: ClassVar[bool] = False
+    proportional: ClassVar[bool] = True
     ranks_pairs: ClassVar[bool] = True
 
     def on(self, geometry: Geometry) -> "Rule":
-        """Returns the form that the rule takes on a model."""
+        """Returns the form that the rule takes on a model.
+
+        Raises:
+            UserError: it has none there.
+        """
         return self
 
     def features(self, tokens: Tokens, seen: Attended) -> Array:
@@ -51,9 +59,15 @@ class Rule(abc.ABC):
         """Returns which tokens may receive others at all [B, N]; None: any."""
         return None
 
-    def closeness(self, cosine_BSK: Array, size_BS: Array, size_BK: Array) -> Array:
+    def closeness(
+        self, cosine_BSK: Array, size_BS: Array, size_BK: Array, importance_BK: Array
+    ) -> Array:
         """Returns how gladly token s would go to token k [B, S, K]: their cosine."""
         return cosine_BSK
+
+    def weight(self, size_BN: Array, importance_BN: Array) -> Array | None:
+        """Returns what tokens count in a mean [B, N]: their sizes. None: all alike."""
+        return size_BN
 
     @abc.abstractmethod
     def score(self, seen: Attended, closeness_BNM: Array, receives_BN: Array) -> Array:
@@ -83,7 +97,6 @@ class DiffRate(Rule):
     name = "diffrate"
     prunes = True
     folds_gradient = False
-    weighted = False
     ranks_pairs = False
 
     def on(self, geometry: Geometry) -> Rule:
@@ -93,6 +106,9 @@ class DiffRate(Rule):
     def score(self, seen: Attended, closeness_BNM: Array, receives_BN: Array) -> Array:
         """Returns the importance."""
         return seen.importance
+
+    def weight(self, size_BN: Array, importance_BN: Array) -> None:
+        """Returns None: plain means."""
 
     def source_size(self, size_BS: Array, closeness_BS: Array) -> Array:
         """Returns sizes scaled by similarity."""
@@ -110,6 +126,77 @@ class MergingDiffRate(DiffRate):
     def source_size(self, size_BS: Array, closeness_BS: Array) -> Array:
         """Returns the sizes as they are."""
         return size_BS
+
+
+class MergeOnly(DiffRate):
+    """The published rule without its pruning."""
+
+    name = "merge_only"
+    prunes = False
+
+
+class PruneOnly(DiffRate):
+    """The published rule without its merging: all that goes is dropped."""
+
+    name = "prune_only"
+    prunes = False
+    drops = True
+
+    def on(self, geometry: Geometry) -> Rule:
+        """Returns the rule.
+
+        Raises:
+            UserError: the model only merges.
+        """
+        if geometry.only_merges:
+            raise UserError(
+                "rule 'prune_only' drops tokens, and this model only merges, since "
+                "every token's place is filled again before the next stage; use "
+                "another rule"
+            )
+        return self
+
+
+class Fusion(Rule):
+    """EViT's rule: keep what the class token attends to, fuse all the rest into one.
+
+    Of the tokens left the least attended one is the fused one: the mean of itself and
+    of all that go, weighted by attention (EViT, arXiv 2202.07800, section 3.2). There
+    it is their sum, which weights that are trained along can do with; without training
+    a token of a few per cent of the others' length stands for nothing. Attention counts
+    every token once, as there.
+    """
+
+    name = "evit"
+    proportional = False
+    ranks_pairs = False
+
+    def on(self, geometry: Geometry) -> Rule:
+        """Returns the rule.
+
+        Raises:
+            UserError: the model has no class token.
+        """
+        if not geometry.prefix_tokens:
+            raise UserError(
+                "rule 'evit' keeps what the class token attends to, and this model has "
+                "no class token; use another rule"
+            )
+        return self
+
+    def closeness(
+        self, cosine_BSK: Array, size_BS: Array, size_BK: Array, importance_BK: Array
+    ) -> Array:
+        """Returns how little attention token k gets, whoever asks."""
+        return jnp.broadcast_to(-importance_BK[:, None, :], cosine_BSK.shape)
+
+    def weight(self, size_BN: Array, importance_BN: Array) -> Array:
+        """Returns the attention, above 0: a mean divides by it."""
+        return jnp.maximum(importance_BN, LEAST_ATTENTION)
+
+    def score(self, seen: Attended, closeness_BNM: Array, receives_BN: Array) -> Array:
+        """Returns the importance."""
+        return seen.importance
 
 
 class Alternate(Rule):
@@ -158,7 +245,9 @@ class Redundancy(Rule):
 
     name = "redundancy"
 
-    def closeness(self, cosine_BSK: Array, size_BS: Array, size_BK: Array) -> Array:
+    def closeness(
+        self, cosine_BSK: Array, size_BS: Array, size_BK: Array, importance_BK: Array
+    ) -> Array:
         """Returns Ward's cost of each pair, negative."""
         share_BS1, share_B1K = 1.0 / size_BS[:, :, None], 1.0 / size_BK[:, None, :]
         return jnp.minimum(cosine_BSK - 1.0, 0.0) / (share_BS1 + share_B1K)
@@ -170,7 +259,15 @@ class Redundancy(Rule):
 
 
 RULES: dict[str, Rule] = {
-    rule.name: rule for rule in (Redundancy(), DiffRate(), Alternate())
+    rule.name: rule
+    for rule in (
+        Redundancy(),
+        DiffRate(),
+        MergeOnly(),
+        PruneOnly(),
+        Alternate(),
+        Fusion(),
+    )
 }
 
 
@@ -183,7 +280,7 @@ def rule_of(name: str, geometry: Geometry | None = None) -> Rule:
             particular.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is none of that name, or it cannot run on the model.
     """
     if name not in RULES:
         raise UserError(f"unknown rule {name!r}; {did_you_mean(str(name), RULES)}")

@@ -1,6 +1,7 @@
 """An evaluation as a run: it fills one folder, and goes on where it stopped."""
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from etils import epath
@@ -22,6 +23,8 @@ from diffrate_jax.schedule import Schedule
 from diffrate_jax.workdir import claim
 
 TALLIES = "evaluation"
+# By the budget that they were made for, if any.
+Groups = Mapping[str | None, Cases]
 
 
 def with_baselines(model: Model, schedule: Schedule, seed: int) -> Cases:
@@ -34,9 +37,8 @@ def with_baselines(model: Model, schedule: Schedule, seed: int) -> Cases:
 def run_evaluation(
     config: ConfigDict,
     workdir: epath.Path,
-    cases: Cases,
+    groups: Groups,
     command: str,
-    target: str | None = None,
 ) -> dict[str, Json]:
     """Evaluates each case on every example of the split; returns the record.
 
@@ -44,9 +46,8 @@ def run_evaluation(
         config: recipe with model, weights, dataset and split.
         workdir: whose folder `evaluation` keeps what is counted, so that the same
             command goes on where it stopped.
-        cases: what to evaluate, by name.
+        groups: what to evaluate, by name, for each budget that cases share.
         command: that gives these figures.
-        target: the budget that the cases share, if they do.
 
     Raises:
         UserError: data or weights that do not fit, a loss that is not finite, or a
@@ -55,17 +56,14 @@ def run_evaluation(
     model = recipes.model_of(config)
     params = recipes.params_of(config, model)
     digest = recipes.weights_digest(config)
-    rows = evaluated(config, workdir / TALLIES, cases, params, digest)
-    return evaluation_record(config, rows, command, target)
+    rows = evaluated(config, workdir / TALLIES, groups, params, digest)
+    return evaluation_record(config, rows, command)
 
 
 def evaluation_record(
-    config: ConfigDict,
-    rows: list[dict[str, Json]],
-    command: str,
-    target: str | None = None,
+    config: ConfigDict, rows: list[dict[str, Json]], command: str
 ) -> dict[str, Json]:
-    """Returns what an evaluation says, of rows that share a budget if they do.
+    """Returns what an evaluation says.
 
     Raises:
         UserError: a loss that is not finite.
@@ -79,17 +77,19 @@ def evaluation_record(
         "model": config.model,
         "dtype": config.dtype,
         "dataset": config.dataset,
-        "split": config.eval_split,
+        # Corrupted images are others: nobody is to take them for the split's own.
+        "split": ", ".join(filter(None, [config.eval_split, config.corruption])),
+        "corruption": config.corruption,
         "preprocess": dataclasses.asdict(recipes.preprocess_of(config, model)),
         "dense_macs": cost_macs(model, None),
-        "rows": [row | {"target": target} for row in rows],
+        "rows": rows,
     }
 
 
 def evaluated(
     config: ConfigDict,
     folder: epath.Path,
-    cases: Cases,
+    groups: Groups,
     params: Params,
     weights_sha256: str,
 ) -> list[dict[str, Json]]:
@@ -98,7 +98,7 @@ def evaluated(
     Args:
         config: see `run_evaluation`; its weights are not read.
         folder: of the counts.
-        cases: what to evaluate, by name.
+        groups: what to evaluate, by name and budget.
         params: the weights.
         weights_sha256: of the file that holds them.
     """
@@ -106,15 +106,28 @@ def evaluated(
     dataset = recipes.dataset_of(config, model)
     evaluator = recipes.evaluator_of(config, model, params, dataset)
     size = dataset.size(config.eval_split)
-    claim(folder, counted(config, model, cases, size, weights_sha256))
+    claim(folder, counted(config, model, groups, size, weights_sha256))
     say(recipes.preprocess_of(config, model))
     rows = []
-    for number, (name, compression) in enumerate(cases.items()):
-        tally = {"path": folder / f"{number}.json", "save_every": config.log_every}
-        score = evaluator.score(compression, name, **tally)
+    for target, name, compression in flat_cases(groups):
+        path = folder / f"{len(rows)}.json"
+        label = name if len(groups) == 1 or target is None else f"{name} at {target}"
+        score = evaluator.score(
+            compression, label, path=path, save_every=config.log_every
+        )
         row = score_row(name, model, compression, score)
-        rows.append(row | as_published(config.model, compression, model))
+        row |= as_published(config.model, compression, model)
+        rows.append(row | {"target": target})
     return rows
+
+
+def flat_cases(
+    groups: Groups,
+) -> Iterator[tuple[str | None, str, Compression | None]]:
+    """Yields budget, name and compression of each case."""
+    for target, cases in groups.items():
+        for name, compression in cases.items():
+            yield target, name, compression
 
 
 def as_published(
@@ -129,14 +142,15 @@ def as_published(
 
 
 def counted(
-    config: ConfigDict, model: Model, cases: Cases, size: int, weights_sha256: str
+    config: ConfigDict, model: Model, groups: Groups, size: int, weights_sha256: str
 ) -> dict[str, Json]:
     """Returns all that an evaluation's counts depend on."""
-    schedules = {
-        name: schedule_of(compression, model.geometry)
-        for name, compression in cases.items()
-    }
-    return {
+    schedules, several = {}, len(groups) > 1
+    for target, name, compression in flat_cases(groups):
+        key = f"{target}: {name}" if several else name
+        schedules[key] = schedule_of(compression, model.geometry)
+    corruption = {"corruption": config.corruption} if config.corruption else {}
+    return corruption | {
         "program": "evaluate",
         "model": architecture(model) | {"dtype": config.dtype},
         "weights_sha256": weights_sha256,
@@ -145,7 +159,7 @@ def counted(
         "images": size,
         "batch": config.eval_batch_size,
         "preprocess": dataclasses.asdict(recipes.preprocess_of(config, model)),
-        "rows": list(cases),
+        "rows": list(schedules),
         "schedules": {
             name: {"rule": found.rule, "prune": found.prune, "merge": found.merge}
             for name, found in schedules.items()

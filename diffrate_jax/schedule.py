@@ -57,8 +57,8 @@ class Schedule:
             )
         if prune is not None and not rule_of(self.rule).prunes:
             raise UserError(
-                f"rule {self.rule!r} only merges, so its schedules have no prune "
-                "counts; leave them out"
+                f"rule {self.rule!r} has one operation, whose counts are 'merge'; "
+                "leave the prune counts out"
             )
         object.__setattr__(self, "merge", merge)
         object.__setattr__(self, "prune", prune)
@@ -166,7 +166,7 @@ class Schedule:
 
         Raises:
             UserError: wrong length, a count above the model's tokens, no patch left,
-                or prune counts for a model that only merges.
+                or a rule or prune counts that the model cannot have.
         """
         if self.depth != geometry.depth:
             raise UserError(
@@ -183,8 +183,9 @@ class Schedule:
                         f"block, the schedule asks for {count}; use a schedule made "
                         "for it"
                     )
+        rule = rule_of(self.rule, geometry)
         for block, (_, middle, last) in enumerate(self.steps(geometry)):
-            fewest = rule_of(self.rule).fewest(middle, geometry.prefix_tokens)
+            fewest = rule.fewest(middle, geometry.prefix_tokens)
             if last < fewest:
                 raise UserError(
                     f"rule {self.rule!r} cannot leave {last} of {middle} tokens in "

@@ -13,7 +13,7 @@ from diffrate_jax import recipes
 from diffrate_jax.baselines import hand_made, schedule_of
 from diffrate_jax.compress import Gathered
 from diffrate_jax.cost import Measure, macs_of
-from diffrate_jax.data import Batch, Dataset
+from diffrate_jax.data import Batch, Dataset, steps_per_epoch
 from diffrate_jax.data.augment import Colour, normalise
 from diffrate_jax.data.held_out import HeldOut
 from diffrate_jax.environment import environment
@@ -54,6 +54,7 @@ def run_search(config: ConfigDict, workdir: epath.Path) -> list[Schedule]:
     dataset = recipes.dataset_of(config, model)
     check_labels(config, dataset, model)
     batches = recipes.batches_of(config, dataset)
+    recipe = dataclasses.replace(recipe, refine_images=held_out(config, dataset))
     run = {"program": "search", "weights_sha256": recipes.weights_digest(config)}
     if latency is not None:
         run["latency"] = latency.record()
@@ -73,7 +74,7 @@ def run_search(config: ConfigDict, workdir: epath.Path) -> list[Schedule]:
         checkpoint_every=config.checkpoint_every,
         log_every=config.log_every,
     )
-    schedules = [described(config, result) for result in results]
+    schedules = [described(config, dataset, result) for result in results]
     if len(targets) > 1:
         write_json(workdir / PARETO, pareto(targets, schedules))
     for file, schedule in zip(files, schedules, strict=True):
@@ -101,7 +102,18 @@ def schedule_file(target: str, *, alone: bool) -> str:
     return SCHEDULE if alone else f"schedule_{target}.json"
 
 
-def described(config: ConfigDict, result: SearchResult) -> Schedule:
+def held_out(config: ConfigDict, dataset: Dataset) -> int:
+    """Returns how many images are held out for the last tokens: none of them twice.
+
+    They are the first of the stream. Where a search goes through its images more than
+    once it sees them too, from the second epoch on; a schedule says of how many images
+    it was learned, these included.
+    """
+    epoch = steps_per_epoch(dataset, config.train_split, config.batch_size)
+    return min(config.refine_images, epoch * config.batch_size // config.repeats)
+
+
+def described(config: ConfigDict, dataset: Dataset, result: SearchResult) -> Schedule:
     """Returns a schedule that says where it comes from."""
     provenance = {
         **result.schedule.provenance,
@@ -109,6 +121,8 @@ def described(config: ConfigDict, result: SearchResult) -> Schedule:
         "weights_sha256": recipes.weights_digest(config),
         "dataset": config.dataset,
         "split": config.train_split,
+        "images": dataset.size(config.train_split),
+        "held_out_images": held_out(config, dataset),
         "steps": config.steps,
         "seed": config.seed,
         "version": __version__,
@@ -192,7 +206,7 @@ def evaluator_of(config: ConfigDict, model: Model, dataset: Dataset) -> Evaluato
     preprocess = recipes.preprocess_of(config, model)
     colours = {"mean": preprocess.mean, "std": preprocess.std}
     used = config.steps * len(recipes.targets_of(config))
-    used += -(-config.refine_images // config.batch_size)
+    used += -(-held_out(config, dataset) // config.batch_size)
     count = -(-config.compare_images // config.batch_size)
     stream = recipes.batches_of(config, dataset)(used)
     taken = list(itertools.islice(stream, count))

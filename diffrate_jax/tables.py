@@ -11,6 +11,20 @@ from diffrate_jax.schedule import Schedule
 LATENCY = MILLISECONDS.name
 
 
+def evaluation_tables(record: dict[str, Json]) -> str:
+    """Returns an evaluation as a table for each budget that its rows were made for."""
+    groups = {}
+    for row in record["rows"]:
+        groups.setdefault(row["target"], []).append(row)
+    if len(groups) == 1:
+        return evaluation_table(record)
+    return "\n\n".join(
+        (f"at {target}:\n" if target else "")
+        + evaluation_table(record | {"rows": rows})
+        for target, rows in groups.items()
+    )
+
+
 def evaluation_table(record: dict[str, Json]) -> str:
     """Returns accuracy and cost of each row; random schedules as one line."""
     right = "as dense %" if record.get("labels") == "dense model" else "top-1 %"
@@ -61,10 +75,11 @@ def published_cells(figures: dict[str, Json]) -> list[str]:
 def random_line(drawn: Sequence[dict[str, Json]]) -> list[str]:
     """Returns mean and spread over random schedules as one row."""
     mean = lambda key: np.mean([row[key] for row in drawn])  # noqa: E731
-    spread = np.std([row["top1"] for row in drawn], ddof=1)
+    top1 = [row["top1"] for row in drawn]
+    spread = f" ± {np.std(top1, ddof=1):.2f}" if len(drawn) > 1 else ""
     return [
         f"random, {len(drawn)} draws",
-        f"{mean('top1'):.2f} ± {spread:.2f}",
+        f"{mean('top1'):.2f}{spread}",
         f"{mean('loss'):.3f}",
         f"{mean('macs') / 1e9:.4g}",
         f"{mean('fraction'):.1%}",

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -159,11 +160,12 @@ def found() -> dict:
 
 def test_baselines_cost_as_much_and_at_most_one_percent_more(found):
     model = dr.create_model(DEIT)
-    assert len(found) == 5 + 5
+    assert len(found) == 7 + 5
     for name, run in found.items():
         schedule = dr.Schedule.from_kept(run.kept(model.geometry))
         assert 1 <= dr.cost_macs(model, schedule) / 2.9e9 <= 1.01, name
-        assert (schedule.prune is None) == name.startswith(("ToMe", "merge")), name
+        prunes = name.startswith(("prune", "random"))
+        assert (schedule.prune is not None) == prunes, name
     assert found["merge only"].schedule.merge == found["prune only"].schedule.prune
     assert set(found["prune only"].schedule.merge) == {197}
     falling = found["ToMe decreasing"].r
@@ -173,6 +175,33 @@ def test_baselines_cost_as_much_and_at_most_one_percent_more(found):
     assert list(rising) == sorted(rising)
     assert rising[0] == 0 < rising[-1]
     assert max(found["ToMe constant"].r) - min(found["ToMe constant"].r) <= 1
+    removed = np.diff([197, *found["uniform"].schedule.merge])
+    assert removed[0] == 0
+    assert np.ptp(removed[1:]) <= 2
+
+
+def test_evit_fuses_in_three_blocks_that_keep_like_shares(found):
+    schedule = found["EViT"].schedule
+    steps = schedule.steps(197)
+    at = [block for block, (coming, _, left) in enumerate(steps) if left < coming]
+    assert (schedule.rule, at) == ("evit", [3, 6, 9])
+    # Without the class token, and without the one that all the rest become.
+    shares = [(steps[b][2] - 2) / (steps[b][0] - 1) for b in at]
+    least, most = (
+        max(s - 1 / (steps[b][0] - 1) for s, b in zip(shares, at, strict=True)),
+        min(shares),
+    )
+    assert least < most  # One share, rounded up in each, explains all three.
+
+
+def test_evit_is_for_models_with_a_class_token():
+    pooled = dr.create_model(
+        "vit", image_size=32, patch_size=4, width=12, depth=4, num_heads=2,
+        num_classes=10, pool="avg", prefix_tokens=0,
+    )  # fmt: skip
+    names = hand_made(macs_of(pooled), 0.7 * dr.cost_macs(pooled, None), "redundancy")
+    assert "EViT" not in names
+    assert {"uniform", "ToMe constant", "redundancy constant"} <= names.keys()
 
 
 @pytest.mark.parametrize("rule", ["redundancy", "tome"])
@@ -182,7 +211,10 @@ def test_a_rule_runs_at_the_constant_counts_too(found, rule: str):
     schedule = others.pop(f"{rule} constant").schedule
     assert schedule == dr.Schedule(None, found["merge only"].schedule.merge, rule=rule)
     drawn = {name: run for name, run in found.items() if name.startswith("random")}
-    assert others | drawn == found
+    even = others.pop("uniform").schedule
+    assert even.rule == rule
+    wanted = {name: run for name, run in found.items() if name != "uniform"}
+    assert others | drawn == wanted
 
 
 def test_random_baselines_differ_and_repeat_with_the_seed(found):

@@ -23,7 +23,13 @@ import diffrate_jax as dr
 from diffrate_jax import parallel
 from diffrate_jax.data import open_dataset, pad_batches
 from diffrate_jax.data.augment import normalise
-from diffrate_jax.evaluation import Evaluator, eval_step, rank_of_label, score_row
+from diffrate_jax.evaluation import (
+    Evaluator,
+    Images,
+    eval_step,
+    rank_of_label,
+    score_row,
+)
 from diffrate_jax.inference import compile_inference
 from diffrate_jax.tally import Tally
 
@@ -247,7 +253,7 @@ def on_devices() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     @functools.cache
     def step(num_devices: int):
         return jax.pmap(
-            eval_step(model, None, *COLOURS.values()),
+            eval_step(model, None, Images(**COLOURS)),
             axis_name=parallel.AXIS,
             in_axes=(None, None, 0),
             out_axes=None,

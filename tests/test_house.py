@@ -18,7 +18,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 README = ROOT / "README.md"
 PROGRAMS = {
     *("benchmark", "convert", "evaluate", "export", "finetune", "quickstart"),
-    *("report", "search", "visualize"),
+    *("report", "search", "study", "visualize"),
 }
 # Parts of the package, and what they must not know of.
 FORBIDDEN = {

@@ -13,7 +13,7 @@ from diffrate_jax.budget import parse_budget
 from diffrate_jax.cost import macs_of
 from diffrate_jax.descent import initial_state, method_of, search_step, start_of
 from diffrate_jax.dry_run import batch_of
-from diffrate_jax.evaluation import eval_step
+from diffrate_jax.evaluation import Images, eval_step
 from diffrate_jax.recipe import Recipe
 
 VIT = {"image_size": 16, "patch_size": 4, "width": 24, "depth": 3, "num_heads": 2}
@@ -87,7 +87,9 @@ def test_the_whole_steps_lower_for_a_tpu(family, rule, method, dtype):
     assert "stablehlo.dot_general" in text
     masked = dr.Masked(dr.Schedule.dense(model.geometry))
     mask_B = jax.ShapeDtypeStruct((4,), jnp.float32)
-    evaluate = parallel.on_one_device(eval_step(model, masked, (0.5,) * 3, (0.5,) * 3))
+    evaluate = parallel.on_one_device(
+        eval_step(model, masked, Images((0.5,) * 3, (0.5,) * 3))
+    )
     assert "stablehlo.dot_general" in for_tpu(
         evaluate, (), params, batch | {"mask": mask_B}
     )

@@ -365,6 +365,59 @@ def test_finetune_with_tome_leaves_no_schedule(paths):
     assert told["schedule"] == "tome:4"
 
 
+def test_evaluate_at_a_list_of_costs(paths, capsys, monkeypatch):
+    """Dense once; at each cost its baselines, and before them what was learned."""
+
+    def some(*args) -> dict:
+        # All others are compiled and compared in the next test.
+        return {"ToMe": next(iter(hand_made(*args[:2], args[3]).values()))}
+
+    monkeypatch.setattr(evaluate, "baselines", some)
+    flags = "--costs=96%,92% --against=mine={schedule},tome:1"
+    assert run(f"{EVALUATE} {flags}", paths) == 0
+    record = read_json(paths["work"] / "evaluation.json")
+    rows = [(row["target"], row["name"]) for row in record["rows"]]
+    assert rows == [
+        (None, "dense"), (None, "tome:1"), ("96%", "ToMe"), ("92%", "mine"),
+        ("92%", "ToMe"),
+    ]  # fmt: skip
+    for row in record["rows"]:
+        assert row["count"] == len(row["correct"]) == NUM_TEST
+        if row["name"] == "ToMe":
+            assert 1 <= row["fraction"] / float(row["target"][:-1]) * 100 <= 1.02
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if line.endswith(":")] == [
+        "at 96%:", "at 92%:"
+    ]  # fmt: skip
+    assert printed.count("\nToMe  ") == 2
+    flags = f"--results={paths['work']} --out={paths['tmp']}/r.html"
+    assert run(f"report {flags}", paths) == 0
+    assert "mine" in (paths["tmp"] / "r.html").read_text()
+
+
+def test_corrupted_images_are_counted_apart(paths, capsys):
+    text = f"{EVALUATE} --schedule=tome:1"
+    assert run(f"{text} --config.corruption=noise:1", paths) == 0
+    record = read_json(paths["work"] / "evaluation.json")
+    assert (record["split"], record["corruption"]) == ("test, noise:1", "noise:1")
+    loss = record["rows"][0]["loss"]
+    capsys.readouterr()
+    # The same folder is not silently taken for the split itself.
+    assert run(text, paths) == 2
+    assert "belongs to a run with corruption='noise:1'" in capsys.readouterr().err
+    other = text.replace("{work}", "{tmp}/other")
+    assert run(f"{other} --config.corruption=noise:0", paths) == 0
+    clean = read_json(paths["tmp"] / "other/evaluation.json")["rows"][0]["loss"]
+    assert clean != loss
+    # In batches of another size every image has the same noise.
+    other = text.replace("{work}", "{tmp}/batches")
+    flags = "--config.corruption=noise:1 --config.eval_batch_size=4"
+    assert run(f"{other} {flags}", paths) == 0
+    again = read_json(paths["tmp"] / "batches/evaluation.json")["rows"][0]
+    assert again["correct"] == record["rows"][0]["correct"]
+    np.testing.assert_allclose(again["loss"], loss, rtol=1e-5)
+
+
 def test_evaluate_counts_every_image_and_compares_at_equal_cost(paths, capsys):
     assert run(f"{EVALUATE} --schedule={{schedule}} --baselines", paths) == 0
     record = read_json(paths["work"] / "evaluation.json")
@@ -603,6 +656,13 @@ REFUSED = {
     f"{EVALUATE} --schedule={{wrong}}/other.json": "other.json is not a schedule",
     f"{EVALUATE} --schedule={{wrong}}/newer.json": "version 3 reads versions 2 update",
     f"{EVALUATE} --baselines=3": "baselines",
+    f"{EVALUATE} --baselines --costs=92%": "--baselines --costs give one of them",
+    f"{EVALUATE} --costs=92%,92%": "--costs has 92% twice leave one out",
+    f"{EVALUATE} --costs=5%": "5% is out of reach between GMACs 100%",
+    f"{EVALUATE} --costs=9ms": "9ms needs a latency table",
+    f"{EVALUATE} --draws=-1": "draws",
+    f"{EVALUATE} --config.corruption=nois:1": "unknown corruption 'nois' 'noise'",
+    f"{EVALUATE} --config.corruption=noise": "noise:0.1 blur:1.0 got 'noise'",
     f"{FINETUNE} --schedule={{wrong}}/zero.json": "positive integers, got 0",
     f"{BENCHMARK} --schedule={{wrong}}/zero.json": "positive integers, got 0",
     # Data.

@@ -11,7 +11,7 @@ import pytest
 from flax import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_compress import tiny
+from test_compress import compiled, tiny
 
 import diffrate_jax as dr
 from diffrate_jax.compress import counts_of, feasible
@@ -137,6 +137,81 @@ def test_diffrate_by_eye(form):
 @pytest.mark.parametrize(
     ("keep", "wanted"),
     [
+        (4, [{0}, {1}, {2, 4}, {3}]),
+        (3, [{0}, {1}, {2, 3, 4}]),
+        (2, [{0}, {1, 2, 3, 4}]),
+    ],
+)
+def test_evit_by_eye(form, keep: int, wanted: list[set[int]]):
+    """By falling attention: 1, 3, 2, 4. All but the first few become one token.
+
+    Where they point to does not matter; attention weighs them, their sizes add up.
+    """
+    attention = [0.0, 0.4, 0.15, 0.3, 0.05]
+    tokens = tokens_of(directions(10, 0, 90, 180, 270), [1, 2, 1, 3, 4])
+    schedule = dr.Schedule(None, [keep], rule="evit")
+    out = compress(form, schedule, tokens, seen_of(attention))
+    assert sorted(map(sorted, groups(out))) == sorted(map(sorted, wanted))
+    for x, size, group in zip(out.x, out.size, groups(out), strict=True):
+        members = sorted(group)
+        weights = np.array(attention)[members] + 1e-9
+        mean = np.average(tokens.x[0, members], axis=0, weights=weights)
+        np.testing.assert_allclose(x, mean, rtol=1e-5, atol=1e-6)
+        assert size == np.asarray(tokens.size)[0, members].sum()
+
+
+@both_forms
+def test_evit_of_tokens_that_nobody_attends_to(form):
+    """Attention may be rounded to nothing: a mean of them is still a mean."""
+    tokens = tokens_of(directions(0, 0, 90, 180, 270))
+    schedule = dr.Schedule(None, [3], rule="evit")
+    out = compress(form, schedule, tokens, seen_of([0.0, 0.5, 0.0, 0.0, 0.0]))
+    members = next(sorted(group) for group in groups(out) if len(group) == 3)
+    assert members == [2, 3, 4]
+    fused = out.x[[len(group) for group in groups(out)].index(3)]
+    np.testing.assert_allclose(fused, tokens.x[0, members].mean(axis=0), atol=1e-6)
+
+
+def test_evit_counts_every_token_once_in_attention():
+    for form in (dr.Gathered, dr.Masked):
+        assert form(dr.Schedule(None, (9, 9))).proportional
+        assert not form(dr.Schedule(None, (9, 9), rule="evit")).proportional
+
+
+def test_evit_needs_a_class_token_and_pruning_a_place_to_leave():
+    pooled, staged = Geometry(16, 0, (True,)), Geometry(16, 0, (True,) * 2, ((1, 4),))
+    for form in (dr.Gathered, dr.Masked):
+        for rule, geometry, sentence in (
+            ("evit", pooled, "this model has no class token; use another rule"),
+            ("prune_only", staged, "'prune_only' drops tokens, and this model only"),
+        ):
+            counts = [4] * geometry.depth
+            run = form(dr.Schedule(None, counts, rule=rule))
+            with pytest.raises(dr.UserError, match=sentence):
+                run.kept(geometry)
+
+
+@both_forms
+@pytest.mark.parametrize(
+    "operation", ["prune", pytest.param("merge", marks=pytest.mark.slow)]
+)
+def test_half_of_the_published_rule_is_the_published_rule(form, operation: str):
+    """Alone an operation does what the whole rule does where the other one rests."""
+    counts, every = (13, 9, 5), (17,) * 3
+    alone = dr.Schedule(None, counts, rule=f"{operation}_only")
+    both = dr.Schedule(*{"prune": (counts, every), "merge": (None, counts)}[operation])
+    run = compiled("cls", np.float32)
+    (half, left, _), (whole, wanted, _) = (run(form(s)) for s in (alone, both))
+    np.testing.assert_allclose(half, whole, atol=1e-5)
+    np.testing.assert_array_equal(left.origin, wanted.origin)
+    model = tiny("cls")[0]
+    assert dr.cost_macs(model, alone) == dr.cost_macs(model, both)
+
+
+@both_forms
+@pytest.mark.parametrize(
+    ("keep", "wanted"),
+    [
         (6, [{0}, {1}, {3}, {4}, {2, 5}, {6}]),
         (5, [{0}, {1}, {3, 4}, {2, 5}, {6}]),
         (4, [{0}, {1}, {3, 4, 6}, {2, 5}]),
@@ -225,17 +300,30 @@ def test_whom_no_rule_touches(rule: str):
             if rule == "tome":
                 assert receives <= set(living[1::2])
                 assert left[b, living[1::2]].all()
-            if rule_of(rule).weighted:
-                np.testing.assert_allclose(
-                    (np.asarray(out.size) * left)[b].sum(), size[b, living].sum(), 1e-5
-                )
-                whole = (np.asarray(out.x[b]) * np.asarray(out.size)[b, :, None])[
-                    left[b] == 1
-                ].sum(axis=0)
-                before = (x[b] * size[b, :, None])[living].sum(axis=0)
-                np.testing.assert_allclose(whole, before, atol=1e-4)
+            if rule == "prune_only":
+                assert not receives
+                np.testing.assert_array_equal(np.asarray(out.x)[b], x[b])
+            if rule == "evit":
+                assert len(receives) == (kept[0] < 10)
+            before, after = (
+                Tokens(t.x[b], t.size[b], mark[b])
+                for t, mark in ((tokens, alive), (out, left))
+            )
+            check_sums(rule, before, after)
 
     check()
+
+
+def check_sums(rule: str, before: Tokens, after: Tokens) -> None:
+    """Sizes add up, and where they weigh means so do the features of an example."""
+    living, left = (np.asarray(tokens.alive) == 1 for tokens in (before, after))
+    size, x = (np.asarray(array) for array in (after.size, after.x))
+    if rule in ("redundancy", "tome", "evit"):
+        np.testing.assert_allclose(size[left].sum(), before.size[living].sum(), 1e-5)
+    if rule in ("redundancy", "tome"):
+        whole = (x * size[:, None])[left].sum(axis=0)
+        wanted = (before.x * before.size[:, None])[living].sum(axis=0)
+        np.testing.assert_allclose(whole, wanted, atol=1e-4)
 
 
 @few
@@ -251,7 +339,8 @@ def test_wards_criterion_computed_directly(seed: int):
     size = rng.uniform(0.5, 6, (1, 5))
     unit = x[0] / np.linalg.norm(x[0], axis=1, keepdims=True)
     cosine = (unit @ unit.T)[None]
-    found = RULES["redundancy"].closeness(*map(jnp.float32, (cosine, size, size)))
+    arrays = (cosine, size, size, np.zeros((1, 5)))
+    found = RULES["redundancy"].closeness(*map(jnp.float32, arrays))
     for i, j in np.ndindex(5, 5):
         pair, weight = unit[[i, j]], size[0, [i, j]]
         mean = np.average(pair, axis=0, weights=weight)
@@ -267,10 +356,8 @@ def test_unknown_rules():
 
 
 def test_only_the_published_rule_prunes():
-    for rule in ("redundancy", "tome"):
-        with pytest.raises(
-            dr.UserError, match=f"rule '{rule}' only merges, so its sch"
-        ):
+    for rule in RULES.keys() - {"diffrate"}:
+        with pytest.raises(dr.UserError, match=f"rule '{rule}' has one operation, wh"):
             dr.Schedule((9,), (9,), rule=rule)
         assert dr.Schedule(None, (9,), rule=rule).prune is None
     assert dr.Schedule((9,), (9,)).prune == (9,)
@@ -317,6 +404,10 @@ def test_traced_and_whole_counts_are_raised_alike(rule: str, prefix: int, merge)
     merge = [max(count, prefix + 1) for count in merge]
     schedule = dr.Schedule(None, merge, rule=rule)
     found, passed = traced_feasible(counts_of(schedule).merge, rule, geometry)
+    if rule == "evit" and not prefix:
+        with pytest.raises(dr.UserError, match="has no class token; use another rule"):
+            schedule.check(geometry)
+        return
     raised = dr.Schedule.from_kept(Kept(None, found), rule)
     wanted = schedule.feasible(geometry)
     assert raised.canonical(geometry.num_tokens) == wanted

@@ -1,0 +1,301 @@
+"""Studies: plans are data, no run is done twice, results name no places."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from diffrate_jax import cli, evaluate, finetune, study
+from diffrate_jax.errors import StoppedError, UserError
+from diffrate_jax.files import read_json
+from diffrate_jax.plan import MAKES, Plan, without_places
+
+ROOT = Path(__file__).parent.parent
+PLANS = sorted((ROOT / "configs/studies").glob("*.json"))
+# Flags of programs beside those of the recipe; no plan uses one of search's.
+DEFINE = {"evaluate": evaluate.define, "finetune": finetune.define}
+SMALL = {
+    "flags": ["--config.compilation_cache={dir}/compiled"],
+    "parts": {
+        "a": {
+            "title": "searches",
+            "runs": [
+                {
+                    "name": "seed{seed}",
+                    "program": "search",
+                    "each": {"seed": [0, 1]},
+                    "flags": ["--config=configs/quickstart.py", "--config.seed={seed}"],
+                }
+            ],
+        },
+        "b": {
+            "title": "others",
+            "runs": [
+                {"name": "alone", "program": "evaluate", "flags": ["--config=c.py"]},
+                {
+                    "name": "test",
+                    "program": "evaluate",
+                    "flags": ["--config=c.py", "--schedule={dir}/a/seed1/s.json"],
+                },
+            ],
+        },
+    },
+}
+
+
+@pytest.fixture
+def plan(tmp_path) -> Path:
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(SMALL))
+    return path
+
+
+@pytest.fixture
+def ran(monkeypatch) -> list[list[str]]:
+    """The programs that a study runs, in stand-ins that leave what they would make."""
+    calls = []
+
+    def execute(words: list[str], name: str) -> None:
+        calls.append(words)
+        program, *flags = words
+        if program == "report":
+            return
+        folder = Path(flags[0].removeprefix("--workdir="))
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"command": " ".join(words)})
+        for made in (MAKES[program], "schedule_60%.json"):
+            (folder / made).write_text(text)
+
+    monkeypatch.setattr(study, "execute", execute)
+    return calls
+
+
+def run(plan: Path, *flags: str, work: str = "work") -> int:
+    workdir = f"--workdir={plan.parent / work}"
+    return study.main(["study", f"--plan={plan}", workdir, *flags])
+
+
+def keys(calls: list[list[str]], plan: Path) -> list[str]:
+    """Returns the names of the runs; the report's is "report"."""
+    place = f"--workdir={plan.parent / 'work'}/"
+    return [words[1].removeprefix(place) for words in calls if words[0] != "report"]
+
+
+def test_runs_come_in_order_each_with_its_flags(plan, ran, capsys):
+    assert run(plan, "--config.weights=W") == 0
+    assert keys(ran, plan) == ["a/seed0", "a/seed1", "b/alone", "b/test"]
+    work = plan.parent / "work"
+    assert ran[1] == [
+        "search", f"--workdir={work}/a/seed1",
+        f"--config.compilation_cache={work}/compiled", "--config.weights=W",
+        "--config=configs/quickstart.py", "--config.seed=1",
+    ]  # fmt: skip
+    assert ran[-1][0] == "report"
+    said = capsys.readouterr().err
+    assert "4 runs, 0 done, 0:08:00 to go\n" in said
+    assert "== run 2 of 4, a/seed1 (search; searches), about 0:04:00 left" in said
+
+
+def test_what_is_done_is_not_done_again(plan, ran, capsys):
+    assert run(plan) == 0
+    times = read_json(plan.parent / "work/study.json")
+    assert [row["program"] for row in times.values()] == ["search"] * 2 + [
+        "evaluate"
+    ] * 2
+    ran.clear()
+    (plan.parent / "work/b/alone/evaluation.json").unlink()
+    assert run(plan) == 0
+    assert keys(ran, plan) == ["b/alone"]
+    assert "== run 4 of 4, b/alone (evaluate; others), about 0:00:00 left" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_part_brings_the_runs_that_it_needs(plan, ran):
+    assert run(plan, "--parts=b") == 0
+    assert keys(ran, plan) == ["a/seed1", "b/alone", "b/test"]
+
+
+def test_a_run_of_other_flags_is_not_taken_for_this_one(plan, ran, capsys):
+    assert run(plan) == 0
+    ran.clear()
+    assert run(plan, "--config.weights=other") == 2
+    assert not ran
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: a/seed0 was done with other flags, see --config.wei")
+    assert "give another --workdir" in said
+
+
+def test_a_list_runs_nothing(plan, ran, capsys):
+    assert run(plan, "--list") == 0
+    assert not ran
+    shown = capsys.readouterr().out.splitlines()
+    assert [line[:11] for line in shown] == [
+        "[ ] a/seed0", "[ ] a/seed1", "[ ] b/alone", "[ ] b/test:"
+    ]  # fmt: skip
+
+
+def test_results_name_no_place_of_a_machine(plan, ran):
+    out = plan.parent / "kept"
+    weights = f"--config.weights={plan.parent}/w.safetensors"
+    data = f"--config.dataset=arrays:{plan.parent}/d.npz"
+    assert run(plan, weights, data, f"--results={out}") == 0
+    files = sorted(str(p.relative_to(out)) for p in out.rglob("*.json"))
+    names = [f"{key}/schedule_60%.json" for key in ("a/seed0", "a/seed1")]
+    for key in ("b/alone", "b/test"):
+        names += [f"{key}/evaluation.json", f"{key}/schedule_60%.json"]
+    assert files == names
+    told = read_json(out / "b/test/evaluation.json")["command"]
+    assert str(plan.parent) not in told
+    assert "--workdir=runs/work/b/test" in told
+    assert "--config.weights=w.safetensors --config.dataset=arrays:d.npz" in told
+    assert "--schedule=runs/work/a/seed1/s.json" in told
+
+
+def test_places_are_replaced_longest_first():
+    places = {"/x": "runs", "/x/w": "w", 'q"uote': "q"}
+    text = json.dumps({"a": "/x/w and /x/y", 'q"uote': 1})
+    assert json.loads(without_places(text, places)) == {"a": "w and runs/y", "q": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda plan: plan.pop("parts"), "is no plan of a study (KeyError: 'parts')"),
+        (lambda plan: plan.update(flags="--a"), "expected a list of flags, got '--a'"),
+        (
+            lambda plan: plan["parts"]["b"]["runs"][0].update(program="serch"),
+            "b/alone names the program 'serch'; did you mean 'search'",
+        ),
+        (
+            lambda plan: plan["parts"]["b"]["runs"][0].update(name="test"),
+            "two runs are called b/test; rename one",
+        ),
+        (
+            lambda plan: plan["parts"]["b"]["runs"][0].update(flags=["{seed}"]),
+            "is no plan of a study (KeyError: 'seed')",
+        ),
+    ],
+)
+def test_a_wrong_plan_is_one_sentence(plan, ran, capsys, change, sentence):
+    record = json.loads(plan.read_text())
+    change(record)
+    plan.write_text(json.dumps(record))
+    assert run(plan) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert sentence in said
+    assert not ran
+
+
+def test_wrong_flags_are_one_sentence(plan, ran, capsys):
+    for flags, sentence in {
+        ("--parts=a,c",): "the study has no part 'c'; known: a, b",
+        ("--partz=a",): "unrecognized arguments: --partz=a; see --help",
+    }.items():
+        assert run(plan, *flags) == 2
+        assert sentence in capsys.readouterr().err
+    assert study.main(["study", "--plan=none.json", "--workdir=w"]) == 2
+    assert "cannot read none.json" in capsys.readouterr().err
+    assert not ran
+
+
+def test_a_run_that_fails_ends_the_study_with_its_reason(tmp_path, capfd):
+    words = ["report", f"--results={tmp_path / 'none'}", f"--out={tmp_path / 'r.html'}"]
+    with pytest.raises(UserError, match="b/test ended with status 2, for the reason a"):
+        study.execute(words, "b/test")
+    assert "error: expected a folder of results" in capfd.readouterr().err
+
+
+# Stands for Python: says that it runs, and saves when it is asked to stop.
+PATIENT = f"""#!/usr/bin/env bash
+trap 'kill $!; echo saved >>"$LOG"; exit {StoppedError.STATUS}' TERM
+echo "$3" >>"$LOG"
+sleep 60 & wait
+"""
+
+
+def test_a_study_asked_to_stop_stops_its_run_and_goes_on_later(plan):
+    script, log = plan.parent / "python", plan.parent / "log"
+    script.write_text(PATIENT)
+    script.chmod(0o755)
+    code = (
+        "import sys; from diffrate_jax import study; "
+        f"sys.executable = {str(script)!r}; sys.exit(study.main(sys.argv))"
+    )
+    flags = [f"--plan={plan}", f"--workdir={plan.parent / 'work'}"]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *flags],
+        cwd=ROOT,
+        env=os.environ | {"LOG": str(log)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for _ in range(600):
+            if log.exists() and log.read_text():
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == StoppedError.STATUS
+    assert said.endswith("stopped; run the same command to go on\n")
+    assert log.read_text() == f"--workdir={plan.parent}/work/a/seed0\nsaved\n"
+    assert not (plan.parent / "work/study.json").exists()
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_the_flags_of_every_shipped_run_are_known(path):
+    """Recipes, fields and flags of programs exist, and no run needs a later one."""
+    plan = Plan.load(path, "runs/x")
+    tuning = ROOT / "configs/cifar10_finetune.py"
+    if path.stem == "cifar10" and not tuning.exists():
+        pytest.skip("its part 4 needs configs/cifar10_finetune.py, which is not here")
+    assert set(plan.titles) == {run.part for run in plan.runs}
+    for number, run in enumerate(plan.runs):
+        words = [run.program, *plan.flags, *run.flags, "--workdir=w"]
+        later = {other.key for other in plan.runs[number:]}
+        assert not [key for key in later if f"runs/x/{key}/" in " ".join(run.flags)]
+        values = cli.parse_flags(words, DEFINE.get(run.program, lambda values: None))
+        assert values.workdir == "w"
+        # Of a flag that comes twice the last one counts.
+        for word in run.flags:
+            name, _, value = word.partition("=")
+            if name == "--config.weights":
+                assert values.config.weights == value
+
+
+@pytest.mark.slow
+def test_the_small_study_from_nothing(tmp_path, capfd):
+    """Trains, searches, evaluates, corrupts, prunes, tunes: on the digits, for real."""
+    command = [sys.executable, "-m", "diffrate_jax.study"]
+    command += ["--plan=configs/studies/small.json", f"--workdir={tmp_path / 'work'}"]
+    command += [f"--results={tmp_path / 'kept'}"]
+    environment = os.environ | {"NPROC": "16", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
+    assert done.returncode == 0, capfd.readouterr().err[-2000:]
+    kept = tmp_path / "kept"
+    table = read_json(kept / "1/test/evaluation.json")["rows"]
+    rows = {(row["target"], row["name"]): row for row in table}
+    assert rows[None, "dense"]["top1"] > 60
+    for name in ("ToMe constant", "uniform", "EViT", "prune only", "random 1"):
+        assert 1 <= rows["80%", name]["fraction"] / 0.8 <= 1.02
+    assert rows["80%", "learned"]["fraction"] <= 0.8
+    assert read_json(kept / "2/noise/evaluation.json")["split"] == "test, noise:0.3"
+    schedule = read_json(kept / "5/images_100/schedule.json")["provenance"]
+    assert (schedule["images"], schedule["held_out_images"]) == (100, 96)
+    for path in kept.rglob("*.json"):
+        assert str(tmp_path) not in path.read_text(), path
+    report = (tmp_path / "work/report.html").read_text()
+    assert "digits test, noise:0.3" in report
+    before = (tmp_path / "work/study.json").read_bytes()
+    capfd.readouterr()
+    again = subprocess.run(command, cwd=ROOT, env=environment, check=False)
+    assert again.returncode == 0
+    assert "9 runs, 9 done, 0:00:00 to go" in capfd.readouterr().err
+    assert (tmp_path / "work/study.json").read_bytes() == before
