@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from diffrate_jax.distributed import coordinator, joined
 from diffrate_jax.errors import UserError, did_you_mean
 from diffrate_jax.exits import report_errors
-from diffrate_jax.recipes import check_ranges
+from diffrate_jax.ranges import check_ranges
 from diffrate_jax.version import __version__
 from diffrate_jax.workdir import flat
 

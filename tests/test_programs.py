@@ -426,7 +426,7 @@ def test_evaluate_counts_every_image_and_compares_at_equal_cost(paths, capsys):
     assert learned["macs"] == Schedule.load(paths["schedule"]).provenance["macs"]
     drawn = [f"random {number}" for number in range(1, 6)]
     tome = ["ToMe constant", "ToMe decreasing", "ToMe increasing"]
-    alike = ["prune only", "merge only", "redundancy constant"]
+    alike = ["prune only", "merge only", "redundancy constant", "uniform", "EViT"]
     assert list(rows) == ["dense", *tome, *alike, *drawn]
     for row in record["rows"]:
         assert row["count"] == len(row["correct"]) == NUM_TEST
