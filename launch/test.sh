@@ -5,10 +5,12 @@ set -euo pipefail
 usage() {
   cat <<'TEXT'
 Makes .venv if need be, checks the style (ruff), runs the tests (pytest) on the CPU:
-without arguments all but the slow ones, side by side on all cores.
+without arguments all but the slow ones, side by side on all cores, and compiled
+for speed of compiling, not of running.
 Usage:    launch/test.sh [--slow] [ARGUMENT OF PYTEST]...
-          --slow  alone runs the tests marked slow, side by side too; those of
-                  speed come last, by themselves, as a user runs the package
+          --slow  alone runs the reference values again, compiled as for users, and
+                  the tests marked slow, side by side too; those of speed come last,
+                  by themselves
 Example:  launch/test.sh tests/test_cost.py -x
 Paths are taken from the repository root, wherever the script is called from.
 JAX_PLATFORMS=cuda launch/test.sh -m gpu runs the tests that need a GPU.
@@ -36,8 +38,10 @@ export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 # Tests mostly wait for compilations, of one thread each. A worker takes 3 GB.
 many=(--numprocesses auto --maxprocesses 4 --dist loadfile)
 if [[ $# == 0 ]]; then
+  export JAX_DISABLE_MOST_OPTIMIZATIONS=true
   arguments=("${many[@]}")
 elif [[ $# == 1 && $1 == --slow ]]; then
+  "$python" -m pytest "${many[@]}" tests/test_golden.py tests/test_compress.py
   "$python" -m pytest "${arguments[@]}" "${many[@]}" --ignore=tests/test_speed.py
   export TEST_DEVICES=1 NPROC=2
   arguments+=(tests/test_speed.py -s)
