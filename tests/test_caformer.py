@@ -301,6 +301,7 @@ def test_tome_runs_too():
     assert dr.cost_macs(small(), run) < dr.cost_macs(small(), None)
 
 
+@pytest.mark.slow
 def test_half_precision_and_stochastic_depth():
     run = dr.Gathered(dr.Schedule(None, FALLING))
     exact = runner(np.float32)(run)
@@ -367,9 +368,10 @@ def batches() -> Iterator[dict[str, np.ndarray]]:
 @pytest.fixture
 def compiled_fast() -> Iterator[None]:
     """Compiling fast matters more than running."""
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.mark.usefixtures("compiled_fast")

@@ -46,6 +46,7 @@ def test_it_needs_no_weights_no_data_and_no_folder(tmp_path: Path, capsys):
     assert f"{record['steps'] * record['batch_size'] / seconds:.0f} images/s" in table
 
 
+@pytest.mark.slow
 def test_what_training_would_take(tmp_path: Path, capsys):
     """A teacher is a dense pass more; the average is in memory, not in time."""
     common = ["--dry_run", f"--config={CONFIGS / 'quickstart.py'}", "--devices=4"]

@@ -344,6 +344,7 @@ def check_comparison_of_tuned(paths: dict[str, Path], printed: str) -> None:
     assert printed.splitlines()[-1].startswith(f"top-1 % of test: {told}")
 
 
+@pytest.mark.slow
 def test_finetune_goes_on_where_it_was_stopped(paths):
     """Teacher, average and optimiser included: the same bytes of weights."""
     text = f"{TUNE} --config.steps=4"
