@@ -41,7 +41,7 @@ if [[ $# == 0 ]]; then
   export JAX_DISABLE_MOST_OPTIMIZATIONS=true
   arguments=("${many[@]}")
 elif [[ $# == 1 && $1 == --slow ]]; then
-  "$python" -m pytest "${many[@]}" tests/test_golden.py tests/test_compress.py
+  "$python" -m pytest "${many[@]}" -m "not gpu" tests/test_golden.py
   "$python" -m pytest "${arguments[@]}" "${many[@]}" --ignore=tests/test_speed.py
   export TEST_DEVICES=1 NPROC=2
   arguments+=(tests/test_speed.py -s)

@@ -53,7 +53,11 @@ FAST = {
 }
 HALVES = (0.5, 0.5, 0.5)
 # The others are for models that have a class token, or that drop tokens.
-every_rule = pytest.mark.parametrize("rule", ["redundancy", "diffrate", "tome"])
+every_rule = pytest.mark.parametrize(
+    "rule",
+    ["redundancy"]
+    + [pytest.param(rule, marks=pytest.mark.slow) for rule in ("diffrate", "tome")],
+)
 
 
 def small(**fields) -> CAFormer:

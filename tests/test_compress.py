@@ -165,7 +165,12 @@ def test_masked_equals_gathered_in_float64(pool: str, rule: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pool", "rule"), [("cls", "redundancy"), ("avg", "diffrate"), SLOW_TOME]
+    ("pool", "rule"),
+    [
+        ("cls", "redundancy"),
+        SLOW_TOME,
+        pytest.param("avg", "diffrate", marks=pytest.mark.slow),
+    ],
 )
 def test_masked_equals_gathered_in_float32(pool: str, rule: str) -> None:
     """Rounding may decide a tie; wherever the margin is clear the forms agree."""
@@ -190,6 +195,7 @@ def test_one_compilation_runs_every_schedule() -> None:
     assert run._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_origins_partition_what_was_kept() -> None:
     """Without pruning every patch ends in exactly one token, and sizes add up."""
     model, params, images = tiny("cls")

@@ -247,6 +247,7 @@ TUNED = recipe_of(
 )
 
 
+@pytest.mark.slow
 def test_teacher_and_average_survive_an_interruption(tmp_path: Path):
     """A run cut off after five steps ends in the bits of the whole one."""
     model, params = small()

@@ -13,8 +13,13 @@ import diffrate_jax as dr
 from diffrate_jax.rates import candidate_counts
 
 SCHEDULES = ["none", "prune_only", "merge_only", "both", "not_monotone"]
-CASES = ["granularity1_floor1", "granularity4_floor1"]
-CLEAN_CASES = ["granularity1_nofloor", "granularity4_nofloor"]
+CASES, CLEAN_CASES = (
+    [
+        f"granularity1_{form}",
+        pytest.param(f"granularity4_{form}", marks=pytest.mark.slow),
+    ]
+    for form in ("floor1", "nofloor")
+)
 TOME = ["constant4", "decreasing4", "constant4_no_proportional_attention", "list"]
 
 

@@ -44,12 +44,13 @@ def schedule_of(model, rule: str) -> dr.Schedule:
 
 @pytest.mark.parametrize(
     ("kind", "rule"),
-    [("registers", "redundancy"), ("no prefix", "redundancy"), ("distilled", "tome")]
+    [("no prefix", "redundancy"), ("distilled", "tome")]
     + [
         pytest.param(*case, marks=pytest.mark.slow)
         for case in (
             *(("distilled", "redundancy"), ("class and registers", "redundancy")),
             ("registers", "diffrate"),
+            ("registers", "redundancy"),
         )
     ],
 )

@@ -250,6 +250,7 @@ def test_two_processes_of_two_devices_do_what_one_device_does(
     check_like_one_device(unbroken, "published", tmp_path)
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_stops_all_and_loses_nothing(
     tmp_path,
     cache,

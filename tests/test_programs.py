@@ -137,6 +137,7 @@ def test_finetune_writes_weights_metrics_and_checkpoints(trained):
     assert logged_and_kept(folder) == ([1, 2, 3, 4], ["2", "4"])
 
 
+@pytest.mark.slow
 def test_images_of_other_classes_are_compared_with_the_dense_model(paths, capsys):
     few = images(num_classes=np.int64(3))
     few |= {f"{split}_label": few[f"{split}_label"] % 3 for split in ("train", "test")}
@@ -223,6 +224,7 @@ def test_a_search_to_milliseconds(paths, capsys, monkeypatch):
     assert "belongs to a run with latency" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_search_of_several_targets(paths, capsys, monkeypatch):
     """A schedule for each, the front they make, and how they compare at their cost."""
 

@@ -43,6 +43,7 @@ SHARED = {"steps": STEPS, "learning_rate": 0.1, "drop_path": 0.2, "augment": AUG
 PUBLISHED = Recipe.published(**SHARED | {"augment": MIXED})
 PROJECTED = Recipe(**SHARED, refine_images=2 * BATCH)
 RECIPES = {"published": PUBLISHED, "projected": PROJECTED}
+OFTEN = ["projected", pytest.param("published", marks=pytest.mark.slow)]
 CHILD = (
     "import sys, conftest, test_search; "
     "test_search.child(sys.argv[1], sys.argv[2], int(sys.argv[3]))"
@@ -93,7 +94,7 @@ class Run:
         return self.recipe.refine_images // BATCH
 
 
-@pytest.fixture(scope="module", params=RECIPES)
+@pytest.fixture(scope="module", params=OFTEN)
 def unbroken(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
@@ -223,7 +224,7 @@ def first_gradient(state: SearchState) -> np.ndarray:
     return np.concatenate([leaf.ravel() for leaf in leaves]) / (1 - 0.9)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", OFTEN)
 def test_one_device_does_what_four_do(name: str):
     """With flips, shifts, smoothing and dropped paths: they belong to the example."""
     recipe = RECIPES[name]

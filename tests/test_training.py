@@ -122,6 +122,7 @@ def first_step(num_devices: int) -> TrainState:
     return jax.device_get(step(start, (), batch)[0])
 
 
+@pytest.mark.slow
 def test_one_device_does_what_four_do():
     one, four = first_step(1), first_step(4)
     moment = lambda state: np.concatenate(  # noqa: E731

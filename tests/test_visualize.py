@@ -217,6 +217,7 @@ def test_pruned_are_those_of_least_importance(vit, images):
             assert sum(len(group.patches) for group in view.groups) == kept_P.sum()
 
 
+@pytest.mark.slow
 def test_caformer_shows_its_third_stage(cache):
     model = dr.create_model("caformer", **CAFORMER)
     schedule = dr.Schedule(None, (16, 10, 10, 4))
