@@ -355,6 +355,7 @@ def test_a_loss_reaches_every_rate(rule: str):
     check_reaches_free_blocks(gradient(rates, rule).merge)
 
 
+@pytest.mark.slow
 @every_rule
 def test_a_loss_reaches_every_expected_count(rule: str):
     expected = np.array(falling(rule).merge, np.float32) - 0.5
@@ -378,6 +379,7 @@ def compiled_fast() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_fast")
 @pytest.mark.parametrize(
     "method", ["projected", pytest.param("penalised", marks=pytest.mark.slow)]

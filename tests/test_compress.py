@@ -140,10 +140,10 @@ def both_forms(pool: str, dtype: type, schedule: dr.Schedule):
     ("pool", "rule"),
     [
         ("cls", "redundancy"),
-        ("cls", "tome"),
         ("cls", "diffrate"),
         ("cls", "evit"),
-        ("avg", "diffrate"),
+        pytest.param("cls", "tome", marks=pytest.mark.slow),
+        pytest.param("avg", "diffrate", marks=pytest.mark.slow),
         pytest.param("cls", "prune_only", marks=pytest.mark.slow),
         pytest.param("cls", "merge_only", marks=pytest.mark.slow),
         pytest.param("avg", "redundancy", marks=pytest.mark.slow),

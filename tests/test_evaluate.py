@@ -104,6 +104,7 @@ def test_every_photo_counts_once_and_the_preprocessing_is_told(paths, tmp_path, 
     assert without_times(tmp_path)["preprocess"]["resize"] == 18
 
 
+@pytest.mark.slow
 def test_an_evaluation_killed_goes_on_and_ends_as_if_it_had_not_been(paths, tmp_path):
     """By signal 9, in the middle of the second of three rows."""
     flags = "--schedule=tome:2 --against=none,uniform:80%"

@@ -227,6 +227,7 @@ def test_the_dense_model_has_nothing_to_learn_from_itself():
     assert values["gradient_norm"] < 1e-5
 
 
+@pytest.mark.slow
 def test_a_step_tells_what_its_loss_is_made_of():
     others = batch_of(0) | {"label": (batch_of(0)["label"] + 1) % 4}
     values, changed = (

@@ -20,7 +20,10 @@ CASES, CLEAN_CASES = (
     ]
     for form in ("floor1", "nofloor")
 )
-TOME = ["constant4", "decreasing4", "constant4_no_proportional_attention", "list"]
+TOME = ["constant4"] + [
+    pytest.param(case, marks=pytest.mark.slow)
+    for case in ("decreasing4", "constant4_no_proportional_attention", "list")
+]
 
 
 def sorted_rows(origin_BKN: np.ndarray) -> list[list[tuple]]:

@@ -326,7 +326,8 @@ def test_milliseconds_in_proportion_to_operations_change_nothing():
     assert descend(ms, 1e-5 * limit, VALUE) == descend(macs, limit, VALUE)
 
 
-@pytest.mark.parametrize("dear", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dear", [0, 2])
 def test_where_one_block_is_dear_it_saves(dear: int):
     """Its MLP takes ten times as long: most tokens go right before it."""
     model, even = small(), proportional(small())

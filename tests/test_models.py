@@ -99,6 +99,7 @@ def test_a_model_without_a_head_returns_its_pooled_features():
     np.testing.assert_allclose(out.logits, out.features[:, 0], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["registers", pytest.param("no prefix", marks=pytest.mark.slow)]
 )
@@ -131,6 +132,7 @@ def test_what_was_pruned_has_no_features():
     assert grid[covered == 1].any(axis=-1).all()
 
 
+@pytest.mark.slow
 def test_search_finds_a_schedule_with_registers():
     model, params, _ = made("registers")
     batch = {

@@ -83,7 +83,9 @@ def test_the_cut_is_torchvisions_for_any_size(width, height, size, margin):
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize(("resize", "size"), [(256, 224), (60, 56)])
+@pytest.mark.parametrize(
+    ("resize", "size"), [(256, 224), pytest.param(60, 56, marks=pytest.mark.slow)]
+)
 def test_tensorflow_is_pillow_but_for_rounding(resize, size, interpolation):
     """The last bit of a sum may decide between two levels, in a few bytes of 100."""
     import tensorflow as tf

@@ -181,6 +181,7 @@ def test_same_search_again_prints_the_same_at_once(trained, capsys):
     assert trained["schedule"].read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_search_to_milliseconds(paths, capsys, monkeypatch):
     """By a made-up table: the schedule holds its target, and others cost as much."""
 
@@ -360,6 +361,7 @@ def test_finetune_goes_on_where_it_was_stopped(paths):
         assert (paths["tmp"] / "cut" / name).read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_finetune_with_tome_leaves_no_schedule(paths):
     """ToMe strings tokens together in an order of its own: no schedule says that."""
     assert run(f"{TUNE} --schedule=tome:4 --config.steps=1", paths) == 0

@@ -51,6 +51,7 @@ def gradient(name: str, **how):
     return jax.jit(jax.grad(loss)).lower(counts).compile(SAVES_MEMORY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_computed_again_is_the_same(name: str):
     counts = made(name)[-1]

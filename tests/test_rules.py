@@ -191,6 +191,7 @@ def test_evit_needs_a_class_token_and_pruning_a_place_to_leave():
                 run.kept(geometry)
 
 
+@pytest.mark.slow
 @both_forms
 @pytest.mark.parametrize(
     "operation", ["prune", pytest.param("merge", marks=pytest.mark.slow)]
@@ -566,8 +567,8 @@ def gradients(rule: str, pool: str, learned: type):
     ("rule", "pool"),
     [
         ("redundancy", "avg"),
-        ("tome", "cls"),
-        ("diffrate", "cls"),
+        pytest.param("tome", "cls", marks=pytest.mark.slow),
+        pytest.param("diffrate", "cls", marks=pytest.mark.slow),
     ],
 )
 def test_the_gradient_of_a_count_is_that_of_folding(rule: str, pool: str):

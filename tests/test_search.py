@@ -224,6 +224,7 @@ def first_gradient(state: SearchState) -> np.ndarray:
     return np.concatenate([leaf.ravel() for leaf in leaves]) / (1 - 0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OFTEN)
 def test_one_device_does_what_four_do(name: str):
     """With flips, shifts, smoothing and dropped paths: they belong to the example."""
@@ -391,6 +392,7 @@ def test_a_search_starts_from_a_schedule(tmp_path: Path, name: str, start: dr.Sc
     assert tuple(row["prune"]) == prune
 
 
+@pytest.mark.slow
 def test_a_sweep_finds_every_target_with_one_program(tmp_path: Path, monkeypatch):
     """From the dense model down; results in the order in which targets were given."""
     model, params = small()

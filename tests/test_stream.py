@@ -98,7 +98,8 @@ def test_a_stream_resumed_anywhere_is_the_unbroken_one(everything):
     assert not np.array_equal(other["image"], whole[0]["image"])
 
 
-@pytest.mark.parametrize("hosts", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_together_see_the_batch_of_one(everything, hosts):
     options = {"batch_size": BATCH, "seed": 3, "start": 1}
     whole = take(everything.batches("train", **options), 2)
