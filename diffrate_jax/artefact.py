@@ -23,7 +23,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffrate_jax import runner
-from diffrate_jax.baselines import schedule_of
+from diffrate_jax.compressions import schedule_of
 from diffrate_jax.cost import cost_macs
 from diffrate_jax.data.augment import normalise
 from diffrate_jax.errors import UserError, did_you_mean

@@ -1,20 +1,16 @@
-"""Hand-made schedules: by name for the programs, and at a cost to compare with."""
+"""Hand-made schedules at a cost: what learned ones are compared with."""
 
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import numpy as np
-from etils import epath
 
-from diffrate_jax.budget import first_stage_only, fit_to_budget, parse_budget, uniform
-from diffrate_jax.compress import Gathered, Masked
-from diffrate_jax.cost import HasCost, Measure, Unit, macs_of
-from diffrate_jax.errors import UserError
+from diffrate_jax.budget import first_stage_only, fit_to_budget, uniform
+from diffrate_jax.compress import Gathered
+from diffrate_jax.compressions import schedule_of
+from diffrate_jax.cost import Measure, Unit
 from diffrate_jax.models.vit import Compression
-from diffrate_jax.published import published_schedule
-from diffrate_jax.rounding import rounded
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Geometry
 from diffrate_jax.tome import ToMe
@@ -22,97 +18,7 @@ from diffrate_jax.tome import ToMe
 # A baseline may cost as much as what it is compared with, and this share more.
 DEARER = 0.02
 NUM_RANDOM = 5
-# By name; None is the dense model.
-Cases = dict[str, Compression | None]
 Found = TypeVar("Found", ToMe, Gathered)
-
-
-def parse_compression(text: str, model: HasCost, name: str) -> Compression | None:
-    """Reads what `--schedule` takes.
-
-    Args:
-        text: "none", "published:2.9", "tome:8", "uniform:60%", or a path; with "@8"
-            after it, kept counts in multiples of 8 for no more operations (`rounded`).
-        model: the schedule is for.
-        name: of the model's preset, for published schedules.
-
-    Returns:
-        The compression; None is the dense model.
-
-    Raises:
-        UserError: none of these, or it does not fit the model.
-    """
-    in_multiples = re.fullmatch(r"(.+)@(\d+)", text)
-    if in_multiples:
-        wanted = parse_compression(in_multiples[1], model, name)
-        return round_compression(wanted, model, int(in_multiples[2]))
-    kind, _, value = text.partition(":")
-    if text == "none":
-        return None
-    if kind == "published":
-        # What was published of it was measured with the published inference.
-        compression = Gathered(published_schedule(name, value), reference=True)
-    elif kind == "tome":
-        compression = ToMe(whole_number(value))
-    elif kind == "uniform":
-        budget = parse_budget(value, model)
-        even = fit_to_budget(uniform(model), budget.measure, budget.limit)
-        compression = Gathered(even)
-    elif epath.Path(text).exists():
-        compression = Gathered(Schedule.load(text))
-    else:
-        raise UserError(
-            f"a schedule is none, published:2.9, tome:8, uniform:60% or the path of a "
-            f"file that exists, got {text!r}"
-        )
-    compression.kept(model.geometry)
-    return compression
-
-
-def round_compression(
-    compression: Compression | None, model: HasCost, multiple: int
-) -> Gathered:
-    """Returns a compression with kept counts in multiples, as dear at the most.
-
-    Raises:
-        UserError: nothing is compressed, or what `rounded` refuses.
-    """
-    if compression is None:
-        raise UserError("none keeps every token; leave @N out")
-    schedule = schedule_of(compression, model.geometry)
-    reference = isinstance(compression, Gathered) and compression.reference
-    return Gathered(rounded(schedule, macs_of(model), multiple), reference)
-
-
-def cost_of(model: HasCost, compression: Compression | None) -> int:
-    """Returns the multiply-accumulates of one image with a compression in place."""
-    return macs_of(model)(schedule_of(compression, model.geometry))
-
-
-def schedule_of(compression: Compression | None, geometry: Geometry) -> Schedule:
-    """Returns what a compression leaves in each block; None is the dense model."""
-    if compression is None:
-        return Schedule.dense(geometry)
-    if isinstance(compression, Gathered):
-        return compression.schedule
-    kept, rule = compression.kept(geometry), "tome"
-    if isinstance(compression, Masked):
-        rule = compression.rule
-    return Schedule.from_kept(kept, rule)
-
-
-def whole_number(text: str) -> int:
-    """Returns the r of "tome:r".
-
-    Raises:
-        UserError: not an integer.
-    """
-    try:
-        return int(text)
-    except ValueError as error:
-        raise UserError(
-            f"tome:r takes the whole number of tokens removed per block, got {text!r}"
-        ) from error
 
 
 def baselines(

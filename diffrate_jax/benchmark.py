@@ -7,8 +7,8 @@ from math import inf
 from pathlib import Path
 
 from diffrate_jax import cli
-from diffrate_jax.baselines import Cases, parse_compression
 from diffrate_jax.cells import Cell, read_cells, run_cells
+from diffrate_jax.compressions import Cases, parse_compression
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import Json, write_json
 from diffrate_jax.model_folder import load_params

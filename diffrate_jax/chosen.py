@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from diffrate_jax import cli
+from diffrate_jax.compressions import split_multiple
 from diffrate_jax.errors import UserError, did_you_mean
 from diffrate_jax.files import reason
 from diffrate_jax.model_folder import about, load, load_params
@@ -98,4 +99,5 @@ def read_labels(path: str) -> list[str]:
 
 def short(schedule: str) -> str:
     """Returns a schedule's name: of a path only the last part, whoever's it is."""
-    return Path(schedule).name if Path(schedule).is_file() else schedule
+    is_path = Path(split_multiple(schedule)[0]).is_file()
+    return Path(schedule).name if is_path else schedule

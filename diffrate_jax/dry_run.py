@@ -18,7 +18,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from diffrate_jax import parallel, recipes
-from diffrate_jax.baselines import cost_of
+from diffrate_jax.compressions import cost_of
 from diffrate_jax.cost import Unit, cost_macs, macs_of
 from diffrate_jax.descent import initial_state, search_step
 from diffrate_jax.errors import UserError

@@ -33,15 +33,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from diffrate_jax import cli
-from diffrate_jax.baselines import (
-    NUM_RANDOM,
-    Cases,
-    baselines,
-    cost_of,
-    parse_compression,
-    schedule_of,
-)
+from diffrate_jax.baselines import NUM_RANDOM, baselines
 from diffrate_jax.budget import parse_budget
+from diffrate_jax.compressions import Cases, cost_of, parse_compression, schedule_of
 from diffrate_jax.cost import macs_of
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import write_json

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from diffrate_jax import parallel
-from diffrate_jax.baselines import schedule_of
+from diffrate_jax.compressions import schedule_of
 from diffrate_jax.cost import cost_macs
 from diffrate_jax.data import Batch, Dataset
 from diffrate_jax.data.augment import Colour, normalise

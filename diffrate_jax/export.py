@@ -20,8 +20,8 @@ from diffrate_jax.artefact import (
     save_artefact,
     schedule_record,
 )
-from diffrate_jax.baselines import parse_compression
 from diffrate_jax.chosen import chosen_model, read_labels, short, weights_of
+from diffrate_jax.compressions import parse_compression, split_multiple
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import Json, digest
 from diffrate_jax.inference import DTYPES
@@ -102,8 +102,9 @@ def export(flags: argparse.Namespace) -> None:
 def provenance(flags: argparse.Namespace) -> dict[str, Json]:
     """Returns where the weights and the schedule came from, without places."""
     found = {"weights_sha256": digest(local_path(flags.weights))}
-    if Path(flags.schedule).is_file():
-        found["schedule_sha256"] = digest(flags.schedule)
+    schedule, _ = split_multiple(flags.schedule)
+    if Path(schedule).is_file():
+        found["schedule_sha256"] = digest(schedule)
     return found
 
 

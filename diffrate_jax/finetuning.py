@@ -10,8 +10,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from diffrate_jax import parallel, recipes
-from diffrate_jax.baselines import Cases, parse_compression, schedule_of
 from diffrate_jax.compress import Gathered
+from diffrate_jax.compressions import Cases, parse_compression, schedule_of
 from diffrate_jax.data import Dataset
 from diffrate_jax.distributed import is_first
 from diffrate_jax.errors import UserError

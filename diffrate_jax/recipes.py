@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffrate_jax import parallel
-from diffrate_jax.baselines import parse_compression, schedule_of
 from diffrate_jax.batches import Batches
+from diffrate_jax.compressions import parse_compression, schedule_of
 from diffrate_jax.data import Batch, Dataset, open_dataset, steps_per_epoch
 from diffrate_jax.data.augment import Augment
 from diffrate_jax.data.corrupt import Corruption

@@ -8,8 +8,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from diffrate_jax import recipes
-from diffrate_jax.baselines import Cases, baselines, schedule_of
+from diffrate_jax.baselines import baselines
 from diffrate_jax.compress import Gathered
+from diffrate_jax.compressions import Cases, schedule_of
 from diffrate_jax.cost import cost_macs, macs_of
 from diffrate_jax.environment import environment
 from diffrate_jax.errors import UserError

@@ -10,8 +10,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from diffrate_jax import recipes
-from diffrate_jax.baselines import hand_made, schedule_of
+from diffrate_jax.baselines import hand_made
 from diffrate_jax.compress import Gathered
+from diffrate_jax.compressions import schedule_of
 from diffrate_jax.cost import Measure, macs_of
 from diffrate_jax.data import Batch, Dataset, steps_per_epoch
 from diffrate_jax.data.augment import Colour, normalise

@@ -3,7 +3,7 @@
 import dataclasses
 
 from diffrate_jax import peers
-from diffrate_jax.baselines import Cases, cost_of, schedule_of
+from diffrate_jax.compressions import Cases, cost_of, schedule_of
 from diffrate_jax.environment import environment
 from diffrate_jax.files import Json
 from diffrate_jax.inference import compile_inference

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from diffrate_jax import cli
-from diffrate_jax.baselines import parse_compression, schedule_of
 from diffrate_jax.chosen import chosen_model, read_labels, short, weights_of
+from diffrate_jax.compressions import parse_compression, schedule_of
 from diffrate_jax.cost import cost_macs
 from diffrate_jax.data.folder import SUFFIXES
 from diffrate_jax.depict import Depicter, read_image

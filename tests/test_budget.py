@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import diffrate_jax as dr
-from diffrate_jax.baselines import baselines, hand_made, parse_compression
+from diffrate_jax.baselines import baselines, hand_made
 from diffrate_jax.budget import (
     fit_to_budget,
     parse_budget,
     smallest_schedule,
     uniform,
 )
+from diffrate_jax.compressions import parse_compression
 from diffrate_jax.cost import macs_of
 from diffrate_jax.models.vit import ViT
 

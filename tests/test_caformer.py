@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import diffrate_jax as dr
 from diffrate_jax import tokens as tk
-from diffrate_jax.baselines import hand_made, parse_compression, random_schedule
+from diffrate_jax.baselines import hand_made, random_schedule
 from diffrate_jax.budget import fit_to_budget, smallest_schedule, uniform
 from diffrate_jax.caformer_names import (
     authors_name,
@@ -25,6 +25,7 @@ from diffrate_jax.caformer_names import (
     to_authors,
     to_timm,
 )
+from diffrate_jax.compressions import parse_compression
 from diffrate_jax.cost import macs_of
 from diffrate_jax.data.augment import Augment
 from diffrate_jax.learning import learn_schedule

@@ -23,8 +23,8 @@ from PIL import Image
 import diffrate_jax as dr
 from diffrate_jax import export, runner
 from diffrate_jax.artefact import Delivery, appearing, exported, save_artefact
-from diffrate_jax.baselines import parse_compression
 from diffrate_jax.budget import fit_to_budget, uniform
+from diffrate_jax.compressions import parse_compression
 from diffrate_jax.cost import macs_of
 from diffrate_jax.data.photo import central
 from diffrate_jax.preprocess import Preprocess, published

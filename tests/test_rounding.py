@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import diffrate_jax as dr
-from diffrate_jax.baselines import parse_compression
+from diffrate_jax.chosen import short
+from diffrate_jax.compressions import parse_compression
 from diffrate_jax.cost import macs_of
 from diffrate_jax.rounding import rounded, rounded_down
 from diffrate_jax.rules import RULES
@@ -86,8 +87,14 @@ def test_what_cannot_be_rounded(text: str, sentence: str):
 
 def test_a_path_may_hold_an_at_sign(tmp_path: Path):
     model = dr.create_model(DEIT)
-    path = tmp_path / "a@8.json"
-    dr.published_schedule(DEIT, "2.9").save(path)
-    assert parse_compression(str(path), model, DEIT) == dr.Gathered(
-        dr.published_schedule(DEIT, "2.9")
-    )
+    schedule = dr.published_schedule(DEIT, "2.9")
+    for name in ("a@8.json", "a@8"):
+        schedule.save(tmp_path / name)
+        text = str(tmp_path / name)
+        assert parse_compression(text, model, DEIT) == dr.Gathered(schedule)
+
+
+def test_a_rounded_schedule_is_told_without_its_place(tmp_path: Path):
+    dr.published_schedule(DEIT, "2.9").save(tmp_path / "s.json")
+    assert short(f"{tmp_path}/s.json@8") == "s.json@8"
+    assert short("published:2.9@8") == "published:2.9@8"
