@@ -69,7 +69,7 @@ def augment_fields(config: ConfigDict) -> ConfigDict:
 
 
 def finetune_fields(config: ConfigDict) -> ConfigDict:
-    """Returns the config with what finetune alone reads; diffrate_jax/training.py."""
+    """Returns the config with what finetune alone reads; see diffrate_jax/training."""
     config.warmup_steps = 0
     config.weight_decay = 0.05
     config.clip_norm = 1.0

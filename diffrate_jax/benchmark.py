@@ -7,17 +7,17 @@ from math import inf
 from pathlib import Path
 
 from diffrate_jax import cli
-from diffrate_jax.cells import Cell, read_cells, run_cells
 from diffrate_jax.compressions import Cases, parse_compression
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import Json, write_json
 from diffrate_jax.model_folder import load_params
 from diffrate_jax.models import Model, create_model, init_weights
-from diffrate_jax.probes import How, measure_latency
 from diffrate_jax.recipes import DTYPES, model_of
 from diffrate_jax.rules import rule_of
-from diffrate_jax.speed import Speed, run_benchmark
 from diffrate_jax.tables import benchmark_table, latency_table
+from diffrate_jax.timing.cells import Cell, read_cells, run_cells
+from diffrate_jax.timing.probes import How, measure_latency
+from diffrate_jax.timing.speed import Speed, run_benchmark
 from diffrate_jax.workdir import make_folder
 
 EXAMPLES = """examples:

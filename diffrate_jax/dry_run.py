@@ -20,11 +20,11 @@ from ml_collections import ConfigDict
 from diffrate_jax import parallel, recipes
 from diffrate_jax.compressions import cost_of
 from diffrate_jax.cost import Unit, cost_macs, macs_of
-from diffrate_jax.descent import initial_state, search_step
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import write_json
 from diffrate_jax.finetuning import in_place
 from diffrate_jax.learning import budgets_of, searched
+from diffrate_jax.learning.descent import initial_state, search_step
 from diffrate_jax.models import Model, init_weights
 from diffrate_jax.training import train_step
 

@@ -22,8 +22,8 @@ from diffrate_jax.runs import run_evaluation, with_baselines
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.searching import SCHEDULE, run_search
 from diffrate_jax.sources import WEIGHTS
-from diffrate_jax.speed import Speed, run_benchmark
 from diffrate_jax.tables import benchmark_table, evaluation_table, search_table
+from diffrate_jax.timing.speed import Speed, run_benchmark
 from diffrate_jax.workdir import make_folder
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -28,8 +28,8 @@ from diffrate_jax.learning import (
     learn_schedules,
     searched,
 )
+from diffrate_jax.learning.objective import MATCH_DENSE
 from diffrate_jax.models import Model, Params, forward
-from diffrate_jax.objective import MATCH_DENSE
 from diffrate_jax.progress import say
 from diffrate_jax.rates import candidate_counts
 from diffrate_jax.schedule import Schedule

@@ -17,16 +17,16 @@ from diffrate_jax.chosen import chosen_model, read_labels, short, weights_of
 from diffrate_jax.compressions import parse_compression, schedule_of
 from diffrate_jax.cost import cost_macs
 from diffrate_jax.data.folder import SUFFIXES
-from diffrate_jax.depict import Depicter, read_image
+from diffrate_jax.depiction import Depicter, read_image
+from diffrate_jax.depiction.figure import token_figure
+from diffrate_jax.depiction.page import Facts, token_page
+from diffrate_jax.depiction.views import Picture
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import write_text
 from diffrate_jax.models import Model
 from diffrate_jax.models.vit import Compression
 from diffrate_jax.pictures import save_png
 from diffrate_jax.progress import say
-from diffrate_jax.token_figure import token_figure
-from diffrate_jax.token_page import Facts, token_page
-from diffrate_jax.views import Picture
 
 EXAMPLES = """examples:
   python -m diffrate_jax.visualize --weights=weights/deit_s --schedule=published:2.9 \\

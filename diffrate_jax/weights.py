@@ -9,13 +9,12 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from diffrate_jax import names
 from diffrate_jax.distributed import is_first
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import write_bytes
 from diffrate_jax.models import Model, Params, init_weights
-from diffrate_jax.positions import resized
-from diffrate_jax.sources import open_source
+from diffrate_jax.sources import names, open_source
+from diffrate_jax.sources.positions import resized
 
 Given = str | os.PathLike | Mapping[str, np.ndarray]
 HEADS = r"head(_dist)?\."

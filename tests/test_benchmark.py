@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import diffrate_jax as dr
-from diffrate_jax import benchmark, peers
-from diffrate_jax.cells import Cell, read_cells, run_cells
-from diffrate_jax.timing import Timed, matrix_peak, time_in_turn
+from diffrate_jax import benchmark
+from diffrate_jax.timing import Timed, matrix_peak, peers, time_in_turn
+from diffrate_jax.timing.cells import Cell, read_cells, run_cells
 
 GPU = Path(__file__).parent.parent / "configs/benchmarks/gpu.json"
 TABLE = {

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up import evaluation, write
 
-from diffrate_jax.boards import Board, boards_of, format_macs, is_learned
-from diffrate_jax.reader import find_results
+from diffrate_jax.reporting.boards import Board, boards_of, format_macs, is_learned
+from diffrate_jax.reporting.reader import find_results
 
 TARGETED = ("dense", "learned", "ToMe constant", "prune only")
 

@@ -18,24 +18,24 @@ import diffrate_jax as dr
 from diffrate_jax import tokens as tk
 from diffrate_jax.baselines import hand_made, random_schedule
 from diffrate_jax.budget import fit_to_budget, smallest_schedule, uniform
-from diffrate_jax.caformer_names import (
+from diffrate_jax.compressions import parse_compression
+from diffrate_jax.cost import macs_of
+from diffrate_jax.data.augment import Augment
+from diffrate_jax.learning import learn_schedule
+from diffrate_jax.learning.refine import refine
+from diffrate_jax.models.caformer import CAFormer
+from diffrate_jax.models.presets import presets
+from diffrate_jax.published import PUBLISHED
+from diffrate_jax.rates import Located
+from diffrate_jax.recipe import Recipe
+from diffrate_jax.shapes import Geometry
+from diffrate_jax.sources.caformer import (
     authors_name,
     from_torch,
     timm_name,
     to_authors,
     to_timm,
 )
-from diffrate_jax.compressions import parse_compression
-from diffrate_jax.cost import macs_of
-from diffrate_jax.data.augment import Augment
-from diffrate_jax.learning import learn_schedule
-from diffrate_jax.models.caformer import CAFormer
-from diffrate_jax.models.presets import presets
-from diffrate_jax.published import PUBLISHED
-from diffrate_jax.rates import Located
-from diffrate_jax.recipe import Recipe
-from diffrate_jax.refine import refine
-from diffrate_jax.shapes import Geometry
 from diffrate_jax.tokens import Attended, Tokens
 
 # 16 tokens in five blocks of stage 3, of which three are free, and 4 in two of stage 4.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.isotonic import IsotonicRegression
 
-from diffrate_jax.constraint import falling, on_budget
+from diffrate_jax.learning.constraint import falling, on_budget
 
 LENGTH, LEAST, MOST = 7, 0.5, 195.5
 few = settings(max_examples=60, deadline=None)

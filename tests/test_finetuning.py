@@ -17,11 +17,11 @@ from test_weights import random_params
 
 import diffrate_jax as dr
 from diffrate_jax import parallel
-from diffrate_jax.average import averaged
-from diffrate_jax.distillation import distillation
-from diffrate_jax.layer_decay import layers, scale_by_layer, scales
 from diffrate_jax.metrics import read_metrics
 from diffrate_jax.training import TrainRecipe, train, train_step
+from diffrate_jax.training.average import averaged
+from diffrate_jax.training.distillation import distillation
+from diffrate_jax.training.layer_decay import layers, scale_by_layer, scales
 
 pytestmark = pytest.mark.usefixtures("cache")
 VIT = {"image_size": 16, "patch_size": 4, "width": 16, "num_heads": 2,

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import diffrate_jax as dr
-from diffrate_jax import benchmark, probes
+from diffrate_jax import benchmark
 from diffrate_jax.baselines import hand_made
 from diffrate_jax.budget import (
     CLOSE,
@@ -23,7 +23,6 @@ from diffrate_jax.budget import (
     uniform,
 )
 from diffrate_jax.cost import Measure, macs_of
-from diffrate_jax.curves import Fit, Timing
 from diffrate_jax.latency import (
     MILLISECONDS,
     BlockTimes,
@@ -32,9 +31,11 @@ from diffrate_jax.latency import (
     along,
 )
 from diffrate_jax.learning import budgets_of
+from diffrate_jax.learning.projected import Projected
+from diffrate_jax.learning.refine import refine
 from diffrate_jax.models import architecture
-from diffrate_jax.projected import Projected
-from diffrate_jax.refine import refine
+from diffrate_jax.timing import probes
+from diffrate_jax.timing.curves import Fit, Timing
 
 pytestmark = pytest.mark.usefixtures("cache")
 RULE, DEPTH = "redundancy", 4

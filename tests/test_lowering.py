@@ -11,9 +11,14 @@ import diffrate_jax as dr
 from diffrate_jax import parallel
 from diffrate_jax.budget import parse_budget
 from diffrate_jax.cost import macs_of
-from diffrate_jax.descent import initial_state, method_of, search_step, start_of
 from diffrate_jax.dry_run import batch_of
 from diffrate_jax.evaluation import Images, eval_step
+from diffrate_jax.learning.descent import (
+    initial_state,
+    method_of,
+    search_step,
+    start_of,
+)
 from diffrate_jax.recipe import Recipe
 
 VIT = {"image_size": 16, "patch_size": 4, "width": 24, "depth": 3, "num_heads": 2}

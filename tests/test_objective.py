@@ -8,7 +8,12 @@ import pytest
 from test_compress import tiny
 
 import diffrate_jax as dr
-from diffrate_jax.objective import CROSS_ENTROPY, MATCH_DENSE, distance, wanted_outputs
+from diffrate_jax.learning.objective import (
+    CROSS_ENTROPY,
+    MATCH_DENSE,
+    distance,
+    wanted_outputs,
+)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -38,7 +38,6 @@ from diffrate_jax import parallel, report
 from diffrate_jax.budget import parse_budget
 from diffrate_jax.cli import load_recipe
 from diffrate_jax.data import open_dataset
-from diffrate_jax.descent import initial_state, search_step
 from diffrate_jax.distributed import (
     COORDINATOR,
     PROCESS,
@@ -51,6 +50,7 @@ from diffrate_jax.evaluation import Evaluator
 from diffrate_jax.exits import report_errors
 from diffrate_jax.files import read_json
 from diffrate_jax.learning import learn_schedule
+from diffrate_jax.learning.descent import initial_state, search_step
 from diffrate_jax.recipes import model_of
 from diffrate_jax.weights import save_weights
 

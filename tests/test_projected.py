@@ -8,8 +8,8 @@ import pytest
 import diffrate_jax as dr
 from diffrate_jax.budget import fit_to_budget, parse_budget, uniform
 from diffrate_jax.cost import macs_of
-from diffrate_jax.penalised import Penalised, tilted
-from diffrate_jax.projected import Projected, without
+from diffrate_jax.learning.penalised import Penalised, tilted
+from diffrate_jax.learning.projected import Projected, without
 from diffrate_jax.rates import candidate_counts
 
 STEPS = 400

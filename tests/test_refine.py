@@ -10,8 +10,8 @@ import pytest
 import diffrate_jax as dr
 from diffrate_jax.budget import CLOSE, one_more
 from diffrate_jax.cost import macs_of
-from diffrate_jax.moves import one_fewer
-from diffrate_jax.refine import ROUNDS, exchange, refine
+from diffrate_jax.learning.moves import one_fewer
+from diffrate_jax.learning.refine import ROUNDS, exchange, refine
 from diffrate_jax.shapes import Geometry
 
 IMAGES = 64

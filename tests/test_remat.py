@@ -10,7 +10,7 @@ import pytest
 import diffrate_jax as dr
 from diffrate_jax.cost import macs_of
 from diffrate_jax.dry_run import SAVES_MEMORY
-from diffrate_jax.projected import Projected
+from diffrate_jax.learning.projected import Projected
 from diffrate_jax.recipe import Recipe
 
 VIT = {"image_size": 32, "patch_size": 4, "width": 48, "num_heads": 3,

@@ -25,14 +25,14 @@ from made_up import (
 
 from diffrate_jax import report
 from diffrate_jax.models import architecture, create_model
-from diffrate_jax.reader import find_results
 from diffrate_jax.reporting import sections, write_report
 from diffrate_jax.reporting.charts import Axis, Chart, Look
 from diffrate_jax.reporting.curves import thinned
+from diffrate_jax.reporting.reader import find_results
+from diffrate_jax.reporting.results import geometry_of
 from diffrate_jax.reporting.scatter import apart
 from diffrate_jax.reporting.sections import Cell, Figure, Table
 from diffrate_jax.reporting.tokens import table as token_table
-from diffrate_jax.results import geometry_of
 from diffrate_jax.schedule import Schedule
 
 FINITE = st.floats(1e-3, 1e6)

@@ -20,10 +20,10 @@ from made_up import (
 )
 
 from diffrate_jax.errors import UserError
-from diffrate_jax.intervals import bootstrap_difference, wilson
 from diffrate_jax.models import architecture, create_model
-from diffrate_jax.reader import find_results
-from diffrate_jax.results import geometry_of
+from diffrate_jax.reporting.intervals import bootstrap_difference, wilson
+from diffrate_jax.reporting.reader import find_results
+from diffrate_jax.reporting.results import geometry_of
 from diffrate_jax.schedule import Schedule
 
 

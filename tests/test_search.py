@@ -16,16 +16,23 @@ import pytest
 from test_weights import random_params
 
 import diffrate_jax as dr
-from diffrate_jax import descent, objective, parallel, refine
+from diffrate_jax import parallel
 from diffrate_jax.batches import prepare
 from diffrate_jax.budget import one_more, parse_budget
 from diffrate_jax.checkpoint import Checkpoints
 from diffrate_jax.data.augment import Augment
-from diffrate_jax.descent import SearchState, initial_state, search_step
-from diffrate_jax.learning import SearchResult, learn_schedule, learn_schedules
+from diffrate_jax.learning import (
+    SearchResult,
+    descent,
+    learn_schedule,
+    learn_schedules,
+    objective,
+    refine,
+)
+from diffrate_jax.learning.descent import SearchState, initial_state, search_step
+from diffrate_jax.learning.projected import Motion
 from diffrate_jax.metrics import read_metrics
 from diffrate_jax.models.vit import ViT
-from diffrate_jax.projected import Motion
 from diffrate_jax.rates import Rates
 from diffrate_jax.recipe import Recipe
 

@@ -14,16 +14,16 @@ from PIL import Image
 
 import diffrate_jax as dr
 from diffrate_jax import visualize
-from diffrate_jax.depict import BATCH, Depicter
-from diffrate_jax.groups import edge_colour, group_patches, inset, outline
-from diffrate_jax.groups import patch_colours as colours_of
+from diffrate_jax.depiction import BATCH, Depicter
+from diffrate_jax.depiction.figure import filled, token_figure
+from diffrate_jax.depiction.groups import edge_colour, group_patches, inset, outline
+from diffrate_jax.depiction.groups import patch_colours as colours_of
+from diffrate_jax.depiction.page import in_script, token_page
+from diffrate_jax.depiction.trace import PRUNED, trace_blocks
+from diffrate_jax.depiction.views import Picture, best_guesses, views_of
 from diffrate_jax.model_folder import load, save_model
 from diffrate_jax.pictures import to_png
 from diffrate_jax.preprocess import published
-from diffrate_jax.token_figure import filled, token_figure
-from diffrate_jax.token_page import in_script, token_page
-from diffrate_jax.trace import PRUNED, trace_blocks
-from diffrate_jax.views import Picture, best_guesses, views_of
 
 SIDE, PIXELS = 4, 3
 VIT = {

@@ -16,9 +16,9 @@ from conftest import GOLDEN, load_golden
 from safetensors.numpy import save_file
 
 import diffrate_jax as dr
-from diffrate_jax import names
 from diffrate_jax.models.presets import presets
 from diffrate_jax.models.vit import ViT
+from diffrate_jax.sources import names
 from diffrate_jax.weights import (
     abstract_weights,
     prefix_positions,

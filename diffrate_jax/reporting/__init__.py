@@ -4,19 +4,19 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffrate_jax.boards import boards_of
 from diffrate_jax.files import write_text
-from diffrate_jax.reader import find_results
 from diffrate_jax.reporting.accuracy import accuracy_sections
+from diffrate_jax.reporting.boards import boards_of
 from diffrate_jax.reporting.curves import curve_sections
 from diffrate_jax.reporting.latencies import latency_sections
 from diffrate_jax.reporting.markdown import markdown_page
 from diffrate_jax.reporting.page import html_page
 from diffrate_jax.reporting.picture import svg_picture
+from diffrate_jax.reporting.reader import find_results
+from diffrate_jax.reporting.results import Results
 from diffrate_jax.reporting.sections import Figure, Section
 from diffrate_jax.reporting.speed import speed_sections
 from diffrate_jax.reporting.tokens import token_sections
-from diffrate_jax.results import Results
 
 
 def write_report(

@@ -3,9 +3,10 @@
 import statistics
 from collections.abc import Iterator, Sequence
 
-from diffrate_jax.boards import Board, Method, format_difference, format_macs
+from diffrate_jax.reporting.boards import Board, Method, format_difference, format_macs
 from diffrate_jax.reporting.charts import Look
 from diffrate_jax.reporting.looks import looks_of
+from diffrate_jax.reporting.results import Benchmark
 from diffrate_jax.reporting.scatter import scatters, top1_text
 from diffrate_jax.reporting.sections import (
     Cell,
@@ -17,7 +18,6 @@ from diffrate_jax.reporting.sections import (
     Table,
 )
 from diffrate_jax.reporting.timed import Timed, timed_by_benchmark, timed_by_evaluation
-from diffrate_jax.results import Benchmark
 
 # More lines than this are folded, more families than this are summed up.
 LONG, MANY, CARDS = 60, 6, 4

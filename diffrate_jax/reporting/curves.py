@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from diffrate_jax.boards import format_macs
+from diffrate_jax.reporting.boards import format_macs
 from diffrate_jax.reporting.charts import Axis, Chart, Look
 from diffrate_jax.reporting.looks import plain_looks
+from diffrate_jax.reporting.results import Origin, SearchStep, TrainStep
 from diffrate_jax.reporting.sections import Cell, Figure, How, Line, Section, Table
 from diffrate_jax.reporting.tokens import folder
-from diffrate_jax.results import Origin, SearchStep, TrainStep
 
 # Points of a line that are drawn, runs whose counts are shown at once, runs that get a
 # legend: what more there are say their names when pointed at.

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterable
 
-from diffrate_jax.boards import is_learned
+from diffrate_jax.reporting.boards import is_learned
 from diffrate_jax.reporting.charts import Look
 
 # The colours of Okabe and Ito, which the colour-blind can tell apart.

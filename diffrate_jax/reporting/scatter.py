@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffrate_jax.boards import Board, Method, format_macs
+from diffrate_jax.reporting.boards import Board, Method, format_macs
 from diffrate_jax.reporting.charts import Axis, Chart, Look
 
 TOP1 = "top-1 accuracy, %"

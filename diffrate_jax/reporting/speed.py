@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from diffrate_jax.boards import format_macs, is_learned
+from diffrate_jax.reporting.boards import format_macs, is_learned
 from diffrate_jax.reporting.charts import Axis, Chart, Look
 from diffrate_jax.reporting.looks import looks_of
+from diffrate_jax.reporting.results import Benchmark, BenchmarkRow, Misfit
 from diffrate_jax.reporting.sections import Cell, Figure, How, Line, Section, Table
-from diffrate_jax.results import Benchmark, BenchmarkRow, Misfit
 
 BAR = 30
 # Bars of more benchmarks than this are folded: curves and tables say the same.

@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from diffrate_jax.boards import Board, Method, is_learned
-from diffrate_jax.results import Benchmark, BenchmarkRow, Row
+from diffrate_jax.reporting.boards import Board, Method, is_learned
+from diffrate_jax.reporting.results import Benchmark, BenchmarkRow, Row
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from diffrate_jax.boards import format_macs
+from diffrate_jax.reporting.boards import format_macs
 from diffrate_jax.reporting.charts import Axis, Chart, Look
+from diffrate_jax.reporting.results import Origin, geometry_of
 from diffrate_jax.reporting.sections import Cell, Figure, How, Line, Section, Table
-from diffrate_jax.results import Origin, geometry_of
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Geometry
 

@@ -14,7 +14,7 @@ from timm.models import vision_transformer as timm_vit  # noqa: E402
 
 import diffrate_jax as dr  # noqa: E402
 from diffrate_jax.models.presets import presets  # noqa: E402
-from diffrate_jax.positions import resized  # noqa: E402
+from diffrate_jax.sources.positions import resized  # noqa: E402
 
 # One of each family, by its smallest member; sizes are reduced to what a CPU likes.
 FAMILIES = {

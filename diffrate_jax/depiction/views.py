@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffrate_jax.groups import Group, group_patches, patch_colours
-from diffrate_jax.trace import PRUNED, BlockTrace
+from diffrate_jax.depiction.groups import Group, group_patches, patch_colours
+from diffrate_jax.depiction.trace import PRUNED, BlockTrace
 
 # How many of a model's guesses are shown.
 GUESSES = 3

@@ -14,9 +14,9 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from diffrate_jax.intervals import bootstrap_difference, hits, wilson
-from diffrate_jax.peers import PEERS
-from diffrate_jax.results import Evaluation, Row
+from diffrate_jax.reporting.intervals import bootstrap_difference, hits, wilson
+from diffrate_jax.reporting.results import Evaluation, Row
+from diffrate_jax.timing.peers import PEERS
 
 # Methods that are there to be beaten, by the names that evaluations give them.
 BASELINES = re.compile(

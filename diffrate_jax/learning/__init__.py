@@ -15,23 +15,23 @@ from diffrate_jax.batches import Batches, checked, skip
 from diffrate_jax.budget import Budget, fit_to_budget, parse_budget
 from diffrate_jax.checkpoint import fingerprint
 from diffrate_jax.cost import Unit, cost_macs
-from diffrate_jax.descent import (
+from diffrate_jax.errors import UserError
+from diffrate_jax.files import Json
+from diffrate_jax.latency import LatencyTable
+from diffrate_jax.learning.descent import (
     Learned,
     SearchState,
     initial_state,
     method_of,
     search_step,
 )
-from diffrate_jax.errors import UserError
-from diffrate_jax.files import Json
-from diffrate_jax.latency import LatencyTable
+from diffrate_jax.learning.moves import Loss
+from diffrate_jax.learning.objective import MATCH_DENSE
+from diffrate_jax.learning.refine import Refined, held_out_loss, refine
 from diffrate_jax.loop import Loop, Values
 from diffrate_jax.models import Model, Params, architecture
-from diffrate_jax.moves import Loss
-from diffrate_jax.objective import MATCH_DENSE
 from diffrate_jax.rates import candidate_counts
 from diffrate_jax.recipe import Recipe
-from diffrate_jax.refine import Refined, held_out_loss, refine
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.workdir import claim
 

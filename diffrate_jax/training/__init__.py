@@ -16,16 +16,16 @@ import optax
 from flax import struct
 
 from diffrate_jax import parallel
-from diffrate_jax.average import averaged
 from diffrate_jax.batches import Batches, checked, prepare
 from diffrate_jax.data.augment import Augment
-from diffrate_jax.distillation import distillation, taught
 from diffrate_jax.errors import UserError
-from diffrate_jax.layer_decay import scale_by_layer
 from diffrate_jax.loop import Loop, Values
 from diffrate_jax.models import Model, Params, forward
 from diffrate_jax.models.vit import Compression
 from diffrate_jax.shapes import Array
+from diffrate_jax.training.average import averaged
+from diffrate_jax.training.distillation import distillation, taught
+from diffrate_jax.training.layer_decay import scale_by_layer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,6 @@ import numpy as np
 
 from diffrate_jax.budget import fit_to_budget, smallest_schedule
 from diffrate_jax.cost import Measure, macs_of
-from diffrate_jax.curves import Fit, Timing
 from diffrate_jax.environment import environment
 from diffrate_jax.files import Json
 from diffrate_jax.inference import compile_inference
@@ -23,6 +22,7 @@ from diffrate_jax.progress import track
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Geometry
 from diffrate_jax.timing import ours, time_in_turn
+from diffrate_jax.timing.curves import Fit, Timing
 
 # Blocks of short models, shares of the tokens they are brought to, and shares of its
 # tokens that each block keeps.

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from diffrate_jax import latency, schedule
 from diffrate_jax.errors import UserError
 from diffrate_jax.latency import LatencyTable
-from diffrate_jax.records import read_record, wrong_value
-from diffrate_jax.results import (
+from diffrate_jax.reporting.records import read_record, wrong_value
+from diffrate_jax.reporting.results import (
     Benchmark,
     BenchmarkRow,
     Evaluation,

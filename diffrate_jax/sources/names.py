@@ -7,10 +7,9 @@ from functools import partial
 
 import numpy as np
 
-from diffrate_jax import caformer_names
 from diffrate_jax.models import Model
 from diffrate_jax.models.vit import ViT
-from diffrate_jax.sources import Tensors
+from diffrate_jax.sources import Tensors, caformer
 
 Path = tuple[str, ...]
 
@@ -45,13 +44,11 @@ def layout_of(model: Model, given: Collection[str] = ()) -> Layout:
         )
     if any(name.startswith("downsample_layers.") for name in given):
         return Layout(
-            caformer_names.authors_name,
-            caformer_names.from_torch,
-            caformer_names.to_authors,
+            caformer.authors_name,
+            caformer.from_torch,
+            caformer.to_authors,
         )
-    return Layout(
-        caformer_names.timm_name, caformer_names.from_torch, caformer_names.to_timm
-    )
+    return Layout(caformer.timm_name, caformer.from_torch, caformer.to_timm)
 
 
 def timm_name(path: Path) -> str:

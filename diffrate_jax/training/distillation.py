@@ -2,8 +2,8 @@
 
 import jax
 
+from diffrate_jax.learning.objective import MATCH_DENSE, distance
 from diffrate_jax.models import Model, Params, forward
-from diffrate_jax.objective import MATCH_DENSE, distance
 from diffrate_jax.shapes import Array
 
 

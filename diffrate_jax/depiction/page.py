@@ -11,10 +11,10 @@ from importlib import resources
 import numpy as np
 from PIL import Image
 
+from diffrate_jax.depiction.groups import Group, edge_colour, inset
+from diffrate_jax.depiction.views import Guess, Picture, View
 from diffrate_jax.files import Json
-from diffrate_jax.groups import Group, edge_colour, inset
 from diffrate_jax.shapes import Geometry
-from diffrate_jax.views import Guess, Picture, View
 
 # Width of an outline, in patches.
 LINE = 0.1

@@ -9,11 +9,11 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 from matplotlib.path import Path
 
-from diffrate_jax.groups import Corner, edge_colour, inset
+from diffrate_jax.depiction.groups import Corner, edge_colour, inset
+from diffrate_jax.depiction.trace import PRUNED
+from diffrate_jax.depiction.views import Picture, View
 from diffrate_jax.pictures import STYLE, WIDTH
 from diffrate_jax.shapes import Geometry
-from diffrate_jax.trace import PRUNED
-from diffrate_jax.views import Picture, View
 
 # Between columns, of a column's width; width of an outline, in patches.
 GAP, LINE = 0.06, 0.12

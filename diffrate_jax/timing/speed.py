@@ -2,14 +2,13 @@
 
 import dataclasses
 
-from diffrate_jax import peers
 from diffrate_jax.compressions import Cases, cost_of, schedule_of
 from diffrate_jax.environment import environment
 from diffrate_jax.files import Json
 from diffrate_jax.inference import compile_inference
 from diffrate_jax.models import Model, Params
 from diffrate_jax.models.vit import Compression
-from diffrate_jax.timing import Timed, matrix_peak, ours, time_in_turn
+from diffrate_jax.timing import Timed, matrix_peak, ours, peers, time_in_turn
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,8 @@ import optax
 from flax import struct
 
 from diffrate_jax.compress import Masked, feasible
-from diffrate_jax.constraint import on_budget
 from diffrate_jax.cost import Measure
+from diffrate_jax.learning.constraint import on_budget
 from diffrate_jax.rates import Kept, Located
 from diffrate_jax.recipe import Recipe
 from diffrate_jax.rules import rule_of

@@ -9,12 +9,12 @@ import numpy as np
 
 from diffrate_jax.data.augment import normalise
 from diffrate_jax.data.photo import central, read_photo
+from diffrate_jax.depiction.trace import trace_blocks
+from diffrate_jax.depiction.views import Guess, Picture, best_guesses, views_of
 from diffrate_jax.models import Model, Params, forward
 from diffrate_jax.models.vit import Compression
 from diffrate_jax.preprocess import Preprocess
 from diffrate_jax.progress import track
-from diffrate_jax.trace import trace_blocks
-from diffrate_jax.views import Guess, Picture, best_guesses, views_of
 
 # Images that run through the model at once.
 BATCH = 8

@@ -14,9 +14,9 @@ from diffrate_jax.compress import Masked, counts_of
 from diffrate_jax.cost import Measure
 from diffrate_jax.distributed import stop_if_asked
 from diffrate_jax.files import Json
+from diffrate_jax.learning.moves import Loss, best_of, one_fewer, rest
+from diffrate_jax.learning.objective import distance, wanted_outputs
 from diffrate_jax.models import Model, Params, forward
-from diffrate_jax.moves import Loss, best_of, one_fewer, rest
-from diffrate_jax.objective import distance, wanted_outputs
 from diffrate_jax.progress import track
 from diffrate_jax.rates import Kept
 from diffrate_jax.recipe import Recipe

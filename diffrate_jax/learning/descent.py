@@ -13,11 +13,11 @@ from diffrate_jax.batches import prepare
 from diffrate_jax.budget import Budget, fit_to_budget, uniform
 from diffrate_jax.compress import Masked
 from diffrate_jax.cost import Measure, cost_macs
+from diffrate_jax.learning.objective import distance, wanted_outputs
+from diffrate_jax.learning.penalised import Penalised
+from diffrate_jax.learning.projected import Projected
 from diffrate_jax.loop import Values
 from diffrate_jax.models import Model, Params, forward
-from diffrate_jax.objective import distance, wanted_outputs
-from diffrate_jax.penalised import Penalised
-from diffrate_jax.projected import Projected
 from diffrate_jax.recipe import Recipe
 from diffrate_jax.rules import rule_of
 from diffrate_jax.schedule import Schedule

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffrate_jax.trace import PRUNED
+from diffrate_jax.depiction.trace import PRUNED
 
 Corner = tuple[int, int]
 Point = tuple[float, float]

@@ -8,7 +8,7 @@ from typing import Any
 from diffrate_jax.errors import UserError
 from diffrate_jax.latency import LatencyTable
 from diffrate_jax.models import create_model
-from diffrate_jax.records import Positive, PositiveFloat
+from diffrate_jax.reporting.records import Positive, PositiveFloat
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Geometry
 
