@@ -108,6 +108,29 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     compilation_cache.reset_cache()
 
 
+@pytest.fixture(scope="module")
+def compiles_fast() -> Iterator[None]:
+    """Where compiling takes most of the time, and nothing has to run fast."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Data, weights and a schedule that `finetune` and `search` wrote."""
+    import programs  # all of them: only where a test runs them
+
+    return programs.trained(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture
+def paths(trained: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
+    """Paths that commands name; `work` is a folder of the test's own."""
+    return trained | {"work": tmp_path / "work", "tmp": tmp_path}
+
+
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     """A headless Chromium, as Playwright drives it; the system's own."""

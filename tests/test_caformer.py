@@ -371,17 +371,8 @@ def batches() -> Iterator[dict[str, np.ndarray]]:
         yield {"image": image, "label": rng.integers(0, 5, 4)}
 
 
-@pytest.fixture
-def compiled_fast() -> Iterator[None]:
-    """Compiling fast matters more than running."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("compiled_fast")
+@pytest.mark.usefixtures("compiles_fast")
 @pytest.mark.parametrize(
     "method", ["projected", pytest.param("penalised", marks=pytest.mark.slow)]
 )

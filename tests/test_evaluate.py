@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_programs import ROOT, compiles_fast  # noqa: F401
+from programs import ROOT
 from test_weights import random_params
 
 from diffrate_jax import evaluate
@@ -19,6 +19,8 @@ from diffrate_jax.files import read_json
 from diffrate_jax.models import create_model
 from diffrate_jax.tables import published_table
 from diffrate_jax.weights import save_weights
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 
 # Two blocks and 17 tokens; 53 photos of several sizes, some lying, some standing.
 RECIPE = """

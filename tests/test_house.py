@@ -130,7 +130,7 @@ def blocks(language: str) -> list[str]:
 def documents() -> dict[str, str]:
     """Returns every text that shows commands: README, programs, recipes, scripts."""
     shown = [ROOT / "configs", PACKAGE]
-    files = [path for folder in shown for path in sorted(folder.glob("*.py"))]
+    files = [path for folder in shown for path in sorted(folder.rglob("*.py"))]
     files += [README, *sorted((ROOT / "launch").glob("*"))]
     return {str(path.relative_to(ROOT)): path.read_text() for path in files}
 

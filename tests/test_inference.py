@@ -14,6 +14,8 @@ import diffrate_jax as dr
 from diffrate_jax.models.attention import attend
 from diffrate_jax.models.fused import attend_fused, best_form
 
+pytestmark = pytest.mark.usefixtures("compiles_fast")
+
 FIELDS = {"image_size": 16, "patch_size": 4, "width": 32, "depth": 3, "num_heads": 2}
 SCHEDULES = {
     "dense": None,
@@ -21,14 +23,6 @@ SCHEDULES = {
     "redundancy": dr.Schedule(None, (13, 9, 3), rule="redundancy"),
     "tome": dr.ToMe(r=3),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiles_fast():
-    """Compiling takes most of the time here, and nothing has to run fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache
