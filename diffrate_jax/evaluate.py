@@ -24,6 +24,7 @@ Examples:
 --config.corruption=noise:0.1   spoils the images: noise, blur or contrast and how much
 """
 
+import itertools
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -45,7 +46,7 @@ from diffrate_jax.recipes import latency_of, model_of
 from diffrate_jax.runs import Groups, run_evaluation
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.tables import evaluation_tables, published_table
-from diffrate_jax.workdir import make_folder
+from diffrate_jax.workdir import CONFIG, has, make_folder, read
 
 
 def define(values: flags.FlagValues) -> None:
@@ -66,6 +67,11 @@ def evaluate(
 ) -> None:
     """Evaluates and prints a table."""
     make_folder(workdir)
+    if has(workdir, CONFIG) and read(workdir, CONFIG).get("program") == "finetune":
+        raise UserError(
+            f"{workdir} is a training's, which compares its weights there; give "
+            "another --workdir"
+        )
     groups = groups_of(config, values)
     record = run_evaluation(config, workdir, groups, command)
     write_json(workdir / "evaluation.json", record)
@@ -83,13 +89,14 @@ def groups_of(config: ConfigDict, values: flags.FlagValues) -> Groups:
     model = model_of(config)
     compression = parse_compression(values.schedule, model, config.model)
     name, target = named(values.schedule, compression)
-    cases = {name: compression} | others(values.against, model, config.model)
+    against = others(values.against, model, config.model)
+    cases = joined({name: compression}, against)
     if not values.costs:
         if values.baselines:
             cost = cost_of(model, compression)
             rule = schedule_of(compression, model.geometry).rule
-            cases = {"dense": None} | cases
-            cases |= baselines(macs_of(model), cost, config.seed, rule, values.draws)
+            made = baselines(macs_of(model), cost, config.seed, rule, values.draws)
+            cases = joined({"dense": None}, cases, made)
         return {target: cases}
     if values.baselines:
         raise UserError(
@@ -112,6 +119,7 @@ def at_costs(
     twice = [text for text in costs if costs.count(text) > 1]
     if twice:
         raise UserError(f"--costs has {twice[0]} twice; leave one out")
+    joined({"dense": None}, cases)
     groups: dict[str | None, Cases] = {None: {"dense": None}}
     groups |= {text: {} for text in costs}
     for name, compression in cases.items():
@@ -120,8 +128,25 @@ def at_costs(
     for text in costs:
         budget = parse_budget(text, model, latency)
         how = (config.seed, rule, values.draws)
-        groups[text] |= baselines(budget.measure, budget.limit, *how)
+        made = baselines(budget.measure, budget.limit, *how)
+        groups[text] = joined(groups[text], made)
     return groups
+
+
+def joined(*parts: Cases) -> Cases:
+    """Returns all cases as one.
+
+    Raises:
+        UserError: a name stands for two schedules.
+    """
+    found: Cases = {}
+    for name, compression in itertools.chain(*(part.items() for part in parts)):
+        if found.setdefault(name, compression) != compression:
+            raise UserError(
+                f"two schedules would be called {name!r}; give the one of --against "
+                "another name, as in --against=NAME=SCHEDULE"
+            )
+    return found
 
 
 def others(text: str, model: Model, preset: str) -> dict[str, Compression | None]:

@@ -63,11 +63,7 @@ class Evaluator:
         corruption: Corruption | None = None,
     ) -> None:
         parallel.check_batch_size(batch_size)
-        if dataset.num_classes != model.num_classes:
-            raise UserError(
-                f"the model tells {model.num_classes} classes apart, {dataset.name} "
-                f"has {dataset.num_classes}; use a model made for the dataset"
-            )
+        check_classes(model, dataset)
         self._model, self._images = model, Images(mean, std, corruption)
         self._params = parallel.replicate(params)
         self._dataset, self._split, self._batch_size = dataset, split, batch_size
@@ -139,6 +135,19 @@ class Evaluator:
         top1, top5, loss = (total / count for total in tally.sums[1:])
         rate = tally.images_per_second
         return Score(count, 100 * top1, 100 * top5, loss, rate, tally.correct)
+
+
+def check_classes(model: Model, dataset: Dataset) -> None:
+    """Refuses labels that are not of the model's classes.
+
+    Raises:
+        UserError: naming both numbers.
+    """
+    if dataset.num_classes != model.num_classes:
+        raise UserError(
+            f"the model tells {model.num_classes} classes apart, {dataset.name} "
+            f"has {dataset.num_classes}; use a model made for the dataset"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

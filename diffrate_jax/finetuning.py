@@ -20,10 +20,10 @@ from diffrate_jax.model_folder import save_model
 from diffrate_jax.models import Model, Params
 from diffrate_jax.models.vit import Compression
 from diffrate_jax.progress import say
-from diffrate_jax.runs import TALLIES, evaluated, evaluation_record
-from diffrate_jax.sources import WEIGHTS
+from diffrate_jax.runs import TALLIES, evaluated, evaluation_record, unpublished
+from diffrate_jax.sources import ABOUT, WEIGHTS
 from diffrate_jax.training import TrainRecipe, train
-from diffrate_jax.workdir import claim, has, read
+from diffrate_jax.workdir import CONFIG, claim, has, read
 
 SCHEDULE, EVALUATION = "schedule.json", "evaluation.json"
 # Names of the rows: given weights without and with the schedule, then trained ones.
@@ -50,6 +50,9 @@ def run_training(
     recipe = recipes.train_recipe(config, model)
     dataset = recipes.dataset_of(config, model)
     check_wanted(config, recipe, model, dataset)
+    if config.final_evaluation:
+        recipes.check_evaluation(config, model, dataset)
+    check_empty(workdir)
     batches = recipes.batches_of(config, dataset)
     params = recipes.params_of(config, model, required=False)
     run = {"program": "finetune", "schedule": schedule}
@@ -118,6 +121,20 @@ def check_wanted(
         )
 
 
+def check_empty(workdir: epath.Path) -> None:
+    """Refuses to train over what another program left.
+
+    Raises:
+        UserError: the folder holds a model or an evaluation, and no training.
+    """
+    if is_first() and not (workdir / CONFIG).exists():
+        for name in (ABOUT, WEIGHTS, EVALUATION):
+            if (workdir / name).exists():
+                raise UserError(
+                    f"{workdir} holds {name} of another run; give another --workdir"
+                )
+
+
 def write(
     config: ConfigDict,
     workdir: epath.Path,
@@ -182,7 +199,7 @@ def run_comparison(
         place = workdir / TALLIES / "given"
         rows += evaluated(config, place, {target: given}, *old)
     place = workdir / TALLIES / "trained"
-    rows += evaluated(config, place, {target: after}, params, sha)
+    rows += unpublished(evaluated(config, place, {target: after}, params, sha))
     record = evaluation_record(config, rows, command)
     write_json(workdir / EVALUATION, record)
     return record

@@ -119,3 +119,12 @@ def about(folder: Path) -> dict[str, Any]:
     if not isinstance(fields, dict) or not known:
         raise UserError(f"{folder / ABOUT} is damaged; convert the weights again")
     return record
+
+
+def is_tuned(weights: str | os.PathLike) -> bool:
+    """Returns whether `finetune` made these weights: a model folder, or its file."""
+    path = Path(weights)
+    folder = path.parent if path.name == WEIGHTS else path
+    if not (folder / ABOUT).is_file():
+        return False
+    return about(folder).get("provenance", {}).get("program") == "finetune"

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -82,7 +83,7 @@ class Plan:
                 for run in expanded(part, row, folder)
             ]
             flags = filled(record["flags"], {"dir": folder})
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} is no plan of a study ({type(error).__name__}: {error}); "
                 "write one as in configs/studies"
@@ -171,6 +172,8 @@ class Record:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._runs = read_json(path) if path.exists() else {}
+        if not isinstance(self._runs, dict):
+            raise UserError(f"{path} is damaged; remove it: finished runs end at once")
 
     def seconds(self, run: Run) -> float:
         """Returns how long a run takes, by the mean of its program so far."""
@@ -209,6 +212,8 @@ class Record:
 def without_places(text: str, places: Mapping[str, str]) -> str:
     """Returns JSON in which the folders of a machine have other names."""
     for place, name in sorted(places.items(), key=lambda row: -len(row[0])):
-        # As JSON writes it.
-        text = text.replace(json.dumps(place)[1:-1], name)
+        written = re.escape(json.dumps(place)[1:-1])
+        # A whole path: a folder "runs" is no part of "configs/runs.py".
+        end = "" if place.endswith("/") else r"(?![\w./-])"
+        text = re.sub(rf"(?<![\w./-]){written}{end}", lambda _, name=name: name, text)
     return text

@@ -3,7 +3,7 @@
 Example:
   python -m diffrate_jax.quickstart --workdir=runs/quickstart
 
-Ten minutes on two CPU cores. Every step is kept in the work directory; the same
+Five minutes on two CPU cores. Every step is kept in the work directory; the same
 command goes on where it stopped, and shows the table again when all is done.
 """
 
@@ -21,7 +21,7 @@ from diffrate_jax.reporting import write_report
 from diffrate_jax.runs import run_evaluation, with_baselines
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.searching import SCHEDULE, run_search
-from diffrate_jax.sources import WEIGHTS
+from diffrate_jax.sources import ABOUT, WEIGHTS
 from diffrate_jax.tables import benchmark_table, evaluation_table, search_table
 from diffrate_jax.timing.speed import Speed, run_benchmark
 from diffrate_jax.workdir import make_folder
@@ -35,7 +35,7 @@ def quickstart(workdir: Path, command: str) -> None:
     make_folder(workdir)
     config = prepared(workdir, "quickstart")
     cli.use_devices(config)
-    if not Path(config.weights).exists():
+    if not (workdir / "train" / ABOUT).exists():
         say("training a small ViT on handwritten digits")
         run_training(prepared(workdir, "quickstart_train"), workdir / "train")
     if not (workdir / SCHEDULE).exists():

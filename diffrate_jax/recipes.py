@@ -17,7 +17,7 @@ from diffrate_jax.data.mix import check_pairs
 from diffrate_jax.data.rand_augment import RandAugment
 from diffrate_jax.distributed import first_process_first
 from diffrate_jax.errors import UserError, did_you_mean
-from diffrate_jax.evaluation import Evaluator
+from diffrate_jax.evaluation import Evaluator, check_classes
 from diffrate_jax.files import digest
 from diffrate_jax.latency import LatencyTable
 from diffrate_jax.model_folder import load_params
@@ -87,14 +87,16 @@ def preprocess_of(config: ConfigDict, model: Model) -> Preprocess:
 def dataset_of(config: ConfigDict, model: Model) -> Dataset:
     """Returns the config's dataset, brought to the model's image size.
 
+    Whether its classes have to be the model's is for those to say who use its labels.
+
     Raises:
-        UserError: it cannot be opened, or has more classes than the model.
+        UserError: it cannot be opened.
     """
     preprocess = preprocess_of(config, model)
     try:
         # What is made on first use is made once, where processes share a disk.
         with first_process_first(config.dataset):
-            dataset = open_dataset(
+            return open_dataset(
                 config.dataset,
                 image_size=model.image_size,
                 data_dir=config.data_dir or None,
@@ -109,12 +111,6 @@ def dataset_of(config: ConfigDict, model: Model) -> Dataset:
             f"cannot open the dataset {config.dataset!r}: {error}; "
             "check config.data_dir"
         ) from error
-    if dataset.num_classes > model.num_classes:
-        raise UserError(
-            f"{dataset.name} has {dataset.num_classes} classes, the model tells "
-            f"{model.num_classes} apart; use a model made for the dataset"
-        )
-    return dataset
 
 
 def rand_augment_of(config: ConfigDict, preprocess: Preprocess) -> RandAugment | None:
@@ -218,6 +214,18 @@ def train_recipe(config: ConfigDict, model: Model) -> TrainRecipe:
         ema=config.ema,
         seed=config.seed,
     )
+
+
+def check_evaluation(config: ConfigDict, model: Model, dataset: Dataset) -> None:
+    """Refuses an evaluation at once that would fail after hours of training.
+
+    Raises:
+        UserError: as `Evaluator` does, or there is no such split.
+    """
+    parallel.check_batch_size(config.eval_batch_size)
+    check_classes(model, dataset)
+    Corruption.parse(config.corruption)
+    dataset.size(config.eval_split)
 
 
 def evaluator_of(

@@ -102,4 +102,6 @@ def in_multiples(
         prune.append(middle)
         merge.append(left)
     prune = None if wanted.prune is None else tuple(prune)
-    return dataclasses.replace(wanted, prune=prune, merge=tuple(merge))
+    # Nothing that is known of the wanted schedule is true of this one.
+    own = {"rounded_to": multiple}
+    return dataclasses.replace(wanted, prune=prune, merge=tuple(merge), provenance=own)

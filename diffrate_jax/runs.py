@@ -16,11 +16,13 @@ from diffrate_jax.environment import environment
 from diffrate_jax.errors import UserError
 from diffrate_jax.evaluation import score_row
 from diffrate_jax.files import Json
+from diffrate_jax.model_folder import is_tuned
 from diffrate_jax.models import Model, Params, architecture
 from diffrate_jax.models.vit import Compression
 from diffrate_jax.progress import say
 from diffrate_jax.published import published_figures
 from diffrate_jax.schedule import Schedule
+from diffrate_jax.sources import local_path
 from diffrate_jax.workdir import claim
 
 TALLIES = "evaluation"
@@ -58,6 +60,8 @@ def run_evaluation(
     params = recipes.params_of(config, model)
     digest = recipes.weights_digest(config)
     rows = evaluated(config, workdir / TALLIES, groups, params, digest)
+    if is_tuned(local_path(config.weights)):
+        rows = unpublished(rows)
     return evaluation_record(config, rows, command)
 
 
@@ -140,6 +144,11 @@ def as_published(
         return {}
     target = provenance["published"]
     return {"published": {"target": target} | published_figures(preset, target)}
+
+
+def unpublished(rows: list[dict[str, Json]]) -> list[dict[str, Json]]:
+    """Returns rows without what was published of other weights than were evaluated."""
+    return [{k: v for k, v in row.items() if k != "published"} for row in rows]
 
 
 def counted(

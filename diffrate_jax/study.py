@@ -15,7 +15,7 @@ from pathlib import Path
 from diffrate_jax import cli
 from diffrate_jax.errors import StoppedError, UserError
 from diffrate_jax.exits import INTERRUPTED
-from diffrate_jax.files import write_json, write_text
+from diffrate_jax.files import in_bucket, write_json, write_text
 from diffrate_jax.plan import Plan, Record, Run, without_places
 from diffrate_jax.progress import say
 
@@ -43,6 +43,10 @@ def study(flags: argparse.Namespace, own: list[str]) -> None:
         StoppedError: a run was stopped, and all is saved.
     """
     folder = flags.workdir.rstrip("/")
+    if not folder or in_bucket(folder):
+        raise UserError(
+            f"--workdir must be a folder of this machine, got {flags.workdir!r}"
+        )
     plan = Plan.load(flags.plan, folder)
     runs = plan.chosen(filter(None, flags.parts.split(",")), folder)
     record = Record(Path(folder) / "study.json")
@@ -99,6 +103,7 @@ def execute(words: list[str], name: str) -> None:
             # Asked to stop, so is the program, which saves what it has.
             if process.poll() is None:
                 process.terminate()
+                process.wait()
     if status == StoppedError.STATUS:
         raise StoppedError
     if status == INTERRUPTED:
@@ -112,7 +117,7 @@ def execute(words: list[str], name: str) -> None:
 
 def publish(runs: Sequence[Run], folder: str, out: Path, own: list[str]) -> None:
     """Copies schedules and evaluations, with no folder of this machine in them."""
-    places = {folder: f"runs/{Path(folder).name}"}
+    places = {f"{folder}/": f"runs/{Path(folder).name}/"}
     for flag in own:
         _, _, value = flag.partition("=")
         kind, colon, path = value.rpartition(":")

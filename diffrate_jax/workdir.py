@@ -9,6 +9,7 @@ from diffrate_jax.distributed import is_first
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import Json, read_json, reason, write_json, writing
 
+CONFIG = "config.json"
 # Where and how often, not what: these may change between a run and its resumption.
 FREE = {
     "checkpoint_every",
@@ -23,7 +24,7 @@ FREE = {
 }
 
 
-def claim(workdir: epath.Path, run: dict[str, Json], name: str = "config.json") -> None:
+def claim(workdir: epath.Path, run: dict[str, Json], name: str = CONFIG) -> None:
     """Marks a work directory as this run's, or finds it marked so.
 
     Of many processes the first does it for all.

@@ -16,6 +16,7 @@ from test_weights import random_params
 
 from diffrate_jax import evaluate
 from diffrate_jax.files import read_json
+from diffrate_jax.model_folder import save_model
 from diffrate_jax.models import create_model
 from diffrate_jax.tables import published_table
 from diffrate_jax.weights import save_weights
@@ -35,6 +36,10 @@ def get_config():
     return config
 """
 COUNT = 53
+FIELDS = {
+    **{"image_size": 16, "patch_size": 4, "width": 12, "depth": 2},
+    **{"num_heads": 3, "num_classes": 10},
+}
 # Ends the process as a power cut does, once so many batches of a row are written.
 KILLED = """
 import os, signal, sys
@@ -67,8 +72,7 @@ def paths(tmp_path_factory) -> dict[str, Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         noise = rng.integers(0, 256, (*rng.integers(12, 40, 2), 3)).astype(np.uint8)
         Image.fromarray(noise).save(path, quality=90)
-    fields = {"image_size": 16, "patch_size": 4, "width": 12, "depth": 2}
-    model = create_model("vit", **fields, num_heads=3, num_classes=10)
+    model = create_model("vit", **FIELDS)
     save_weights(model, random_params(model), found["weights"])
     found["recipe.py"].write_text(RECIPE.format_map(found))
     return found
@@ -215,3 +219,12 @@ def test_a_published_schedule_is_told_with_its_figures(
     assert "published:2.9, as published    79.538   94.828  0.902  3.000" in printed
     assert "published:2.5, measured here" in printed
     assert "published:2.5, as published" not in printed
+    # Of weights that were tuned since, nothing is published.
+    tuned = tmp_path / "tuned"
+    model = create_model("vit", **FIELDS)
+    provenance = {"program": "finetune"}
+    save_model(tuned, model, random_params(model), provenance=provenance)
+    flags = f"--schedule=published:2.9 --config.weights={tuned}"
+    assert run(paths, tmp_path / "other", flags) == 0
+    (row,) = read_json(tmp_path / "other" / "evaluation.json")["rows"]
+    assert "published" not in row

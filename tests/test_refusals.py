@@ -119,6 +119,9 @@ REFUSED = {
     f"{EVALUATE} --costs=5%": "5% is out of reach between GMACs 100%",
     f"{EVALUATE} --costs=9ms": "9ms needs a latency table",
     f"{EVALUATE} --draws=-1": "draws",
+    f"{EVALUATE} --schedule={{schedule}} --against=learned=tome:4": "called 'learned'",
+    f"{EVALUATE} --schedule=tome:4 --against=dense=tome:2 --costs=90%": "NAME=SCHEDULE",
+    f"{EVALUATE} --schedule=tome:4 --against=uniform=tome:2 --baselines": "'uniform'",
     f"{EVALUATE} --config.corruption=nois:1": "unknown corruption 'nois' 'noise'",
     f"{EVALUATE} --config.corruption=noise": "noise:0.1 blur:1.0 got 'noise'",
     f"{FINETUNE} --schedule={{wrong}}/zero.json": "positive integers, got 0",
@@ -130,8 +133,12 @@ REFUSED = {
     f"{SEARCH} --config.dataset=arrays:{{wrong}}/grey.npz": "uint8 [N, Y, X, 3] 1]",
     f"{SEARCH} --config.dataset=arrays:{{wrong}}/float.npz": "uint8 float32",
     f"{SEARCH} --config.dataset=arrays:{{wrong}}/classes.npz": "labels 0 to 9 11",
-    f"{SEARCH} --config.dataset=arrays:{{wrong}}/more.npz": "has 12 classes 10 apart",
-    f"{EVALUATE} --config.dataset=arrays:{{wrong}}/more.npz": "has 12 classes 10 apart",
+    f"{SEARCH} --config.dataset=arrays:{{wrong}}/more.npz"
+    " --config.objective=cross_entropy": "tells 10 classes apart, has 12; match_dense",
+    f"{EVALUATE} --config.dataset=arrays:{{wrong}}/more.npz": "tells 10 apart, has 12",
+    f"{FINETUNE} --config.final_evaluation --config.eval_split=tset": "no split 'tset'",
+    f"{FINETUNE} --config.final_evaluation --config.eval_batch_size=10": "devices, 10",
+    f"{FINETUNE} --config.final_evaluation --config.corruption=noise": "got 'noise'",
     f"{SEARCH} --config.dataset=arrays:{{wrong}}/none.npz": "must have examples",
     f"{SEARCH} --config.train_split=trian": "no split 'trian' did you mean 'train'?",
     f"{SEARCH} --config.train_split=train[5:5]": "'train[5:5]' hold at least one",
@@ -147,6 +154,7 @@ REFUSED = {
     f"{EVALUATE} --workdir={{data}}": "cannot write File exists",
     f"{SEARCH} --workdir={{wrong}}/claimed": "claimed target='50%' this one has '92%'",
     f"{SEARCH} --workdir={{wrong}}/damaged": "config.json is not JSON",
+    f"{FINETUNE} --workdir={{wrong}}/model": "weights.safetensors another --workdir",
     f"{BENCHMARK} --schedule=tome:4 --out={{data}}/below": "cannot write",
     "quickstart --workdir={data}/below": "cannot write Not a directory",
     # Programs without a config.
@@ -188,6 +196,8 @@ def wrong(trained, tmp_path_factory) -> Path:
     shutil.copytree(trained["schedule"].parent, folder / "claimed")
     claimed = folder / "claimed/config.json"
     claimed.write_text(claimed.read_text().replace("92%", "50%"))
+    (folder / "model").mkdir()
+    shutil.copy(trained["weights"], folder / "model")
     (folder / "damaged").mkdir()
     (folder / "damaged/config.json").write_text("{")
     return folder
@@ -307,3 +317,6 @@ def test_a_folder_is_one_program_s(paths, capfd):
     assert run(f"finetune {text}", paths) == 2
     assert "program='search'" in capfd.readouterr().err
     assert paths["schedule"].read_bytes() == before
+    tuned = f"{EVALUATE} --workdir={paths['weights'].parent}"
+    assert run(tuned, paths) == 2
+    assert "is a training's, which" in capfd.readouterr().err

@@ -94,6 +94,12 @@ def test_a_path_may_hold_an_at_sign(tmp_path: Path):
         assert parse_compression(text, model, DEIT) == dr.Gathered(schedule)
 
 
+def test_a_rounded_schedule_is_no_published_one():
+    model = dr.create_model(DEIT)
+    found = parse_compression("published:2.9@8", model, DEIT).schedule
+    assert found.provenance == {"rounded_to": 8}
+
+
 def test_a_rounded_schedule_is_told_without_its_place(tmp_path: Path):
     dr.published_schedule(DEIT, "2.9").save(tmp_path / "s.json")
     assert short(f"{tmp_path}/s.json@8") == "s.json@8"

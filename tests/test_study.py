@@ -157,10 +157,21 @@ def test_results_name_no_place_of_a_machine(plan, ran):
     assert "--schedule=runs/work/a/seed1/s.json" in told
 
 
+def test_places_are_replaced_whole():
+    places = {"cifar10/": "runs/cifar10/", "arrays:/d/x.npz": "arrays:x.npz"}
+    words = "--workdir=cifar10/1/a --config=configs/cifar10/b --dataset=arrays:/d/x.npz"
+    told = (
+        "--workdir=runs/cifar10/1/a --config=configs/cifar10/b --dataset=arrays:x.npz"
+    )
+    assert without_places(words, places) == told
+    for other in ("arrays:/d/x.npz2", "my-cifar10/a", "arrays:cifar10.npz"):
+        assert without_places(other, places) == other
+
+
 def test_places_are_replaced_longest_first():
     places = {"/x": "runs", "/x/w": "w", 'q"uote': "q"}
-    text = json.dumps({"a": "/x/w and /x/y", 'q"uote': 1})
-    assert json.loads(without_places(text, places)) == {"a": "w and runs/y", "q": 1}
+    text = json.dumps({"a": "/x/w and /x", 'q"uote': 1})
+    assert json.loads(without_places(text, places)) == {"a": "w and runs", "q": 1}
 
 
 @pytest.mark.parametrize(
@@ -179,6 +190,10 @@ def test_places_are_replaced_longest_first():
         (
             lambda plan: plan["parts"]["b"]["runs"][0].update(flags=["{seed}"]),
             "is no plan of a study (KeyError: 'seed')",
+        ),
+        (
+            lambda plan: plan["parts"]["b"]["runs"][0].update(flags=[[]]),
+            "is no plan of a study (IndexError: ",
         ),
     ],
 )
@@ -201,6 +216,13 @@ def test_wrong_flags_are_one_sentence(plan, ran, capsys):
     }.items():
         assert run(plan, *flags) == 2
         assert sentence in capsys.readouterr().err
+    for place in ("", "/", "gs://bucket/runs"):
+        assert study.main(["study", f"--plan={plan}", f"--workdir={place}"]) == 2
+        assert "must be a folder of this machine" in capsys.readouterr().err
+    (plan.parent / "work").mkdir()
+    (plan.parent / "work/study.json").write_text("[]")
+    assert run(plan) == 2
+    assert "study.json is damaged; remove it" in capsys.readouterr().err
     assert study.main(["study", "--plan=none.json", "--workdir=w"]) == 2
     assert "cannot read none.json" in capsys.readouterr().err
     assert not ran
