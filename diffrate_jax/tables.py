@@ -155,13 +155,17 @@ def summary(schedule: Schedule) -> str:
     """Returns cost, target and whether the search had settled, as one sentence."""
     found = schedule.provenance
     state = "settled" if found["settled"] else "still moving: more steps may help"
-    moved = sum("more" in move for move in found.get("moves", ()))
+    moves = found.get("moves", ())
+    moved = sum("more" in move for move in moves)
+    lines = [move["line"] for move in moves if "line" in move]
+    lined = f"a {lines[0]} line was better; " if lines else ""
     timed = (
         f"{MILLISECONDS.show(found[LATENCY])} by table, " if LATENCY in found else ""
     )
     return timed + (
         f"{found['macs'] / 1e9:.4g} GMACs, {found['macs'] / found['dense_macs']:.1%} "
-        f"of dense, target {found['target']}; {state}; {moved} exchanges of last tokens"
+        f"of dense, target {found['target']}; {state}; {lined}"
+        f"{moved} exchanges of last tokens"
     )
 
 

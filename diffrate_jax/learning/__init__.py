@@ -27,7 +27,7 @@ from diffrate_jax.learning.descent import (
 )
 from diffrate_jax.learning.moves import Loss
 from diffrate_jax.learning.objective import MATCH_DENSE
-from diffrate_jax.learning.refine import Refined, held_out_loss, refine
+from diffrate_jax.learning.refine import Refined, held_out_loss, improve
 from diffrate_jax.loop import Loop, Values
 from diffrate_jax.models import Model, Params, architecture
 from diffrate_jax.rates import candidate_counts
@@ -266,7 +266,7 @@ def found(
     moved = np.subtract(learned.merge, counts(late).merge)
     schedule, refined = fit_to_budget(learned, measure, budget.limit), None
     if loss is not None:
-        refined = refine(schedule, measure, budget.limit, loss)
+        refined = improve(schedule, measure, budget.limit, loss)
         schedule = refined.schedule
     macs, settled = cost_macs(model, schedule), bool(abs(moved).max() <= SETTLED)
     provenance = {

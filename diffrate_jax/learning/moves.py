@@ -1,11 +1,11 @@
-"""Moves of a schedule: the best of several, and blocks that leave work to others."""
+"""Moves of a schedule: the best of several, lines, and blocks that rest."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from diffrate_jax.budget import at_rest, fit_to_budget
+from diffrate_jax.budget import at_rest, first_stage_only, fit_to_budget
 from diffrate_jax.cost import Measure
 from diffrate_jax.files import Json
 from diffrate_jax.schedule import Schedule
@@ -13,6 +13,8 @@ from diffrate_jax.shapes import Geometry
 
 # Standard errors by which a move must be better.
 SURE = 2
+# Tokens lost in the first and in the last block, relative to each other.
+LINES = {"constant": (1, 1), "decreasing": (1, 0), "increasing": (0, 1)}
 # From a schedule to each held-out image's loss [n].
 Loss = Callable[[Schedule], np.ndarray]
 
@@ -48,6 +50,40 @@ def best_of(
         if change < -SURE * error and (best is None or change < best[2]["loss"]):
             best = schedule, then_n, record | {"loss": change, "standard_error": error}
     return best
+
+
+def best_line(
+    schedule: Schedule, measure: Measure, limit: float, loss: Loss
+) -> tuple[Schedule, list[dict[str, Json]]]:
+    """Returns the best straight line if it is better than the schedule, which it ends.
+
+    A descent follows the worth of single tokens near those that a block keeps. Where
+    rules drop tokens that misleads: on CIFAR-10 at half the cost, learned pruning
+    reached 62 %, a constant number per block 67 %.
+
+    Returns:
+        Schedule, and the move if there is one: {"line": name, "loss",
+        "standard_error"}.
+    """
+    tried = [
+        (line, {"line": name}) for name, line in lines(measure, limit, schedule.rule)
+    ]
+    found = best_of(tried, loss, loss(schedule))
+    return (schedule, []) if found is None else (found[0], [found[2]])
+
+
+def lines(measure: Measure, limit: float, rule: str) -> Iterator[tuple[str, Schedule]]:
+    """Yields schedules that lose tokens along a straight line over the blocks."""
+    geometry = measure.geometry
+    for name, ends in LINES.items():
+        lost_L = np.linspace(*ends, geometry.depth) * geometry.compress
+        if not lost_L.any():
+            continue
+        share_L = np.cumsum(lost_L) / lost_L.sum() * geometry.depth
+        left_L = np.rint(geometry.num_patches * share_L / (geometry.depth + 1))
+        kept = first_stage_only(geometry.num_tokens - left_L.astype(int), geometry)
+        wanted = Schedule(None, kept, rule=rule)
+        yield name, fit_to_budget(wanted, measure, limit)
 
 
 def rest(

@@ -14,7 +14,7 @@ from diffrate_jax.compress import Masked, counts_of
 from diffrate_jax.cost import Measure
 from diffrate_jax.distributed import stop_if_asked
 from diffrate_jax.files import Json
-from diffrate_jax.learning.moves import Loss, best_of, one_fewer, rest
+from diffrate_jax.learning.moves import Loss, best_line, best_of, one_fewer, rest
 from diffrate_jax.learning.objective import distance, wanted_outputs
 from diffrate_jax.models import Model, Params, forward
 from diffrate_jax.progress import track
@@ -36,7 +36,8 @@ class Refined:
         gains: for each block that may leave one token more or fewer, the change of the
             loss: {"block", "more", "fewer"}, None where it cannot.
         moves: what was exchanged: {"more", "fewer" (block and number of tokens),
-            "loss", "standard_error"}; before them {"rests": block, …}, see `rest`.
+            "loss", "standard_error"}; before them {"line": name, …} if any, see
+            `best_line`, and {"rests": block, …}, see `rest`.
     """
 
     schedule: Schedule
@@ -87,6 +88,16 @@ def held_out_loss(
         )
 
     return loss
+
+
+def improve(schedule: Schedule, measure: Measure, limit: float, loss: Loss) -> Refined:
+    """Takes a straight line where that is better, then exchanges last tokens.
+
+    For arguments see `refine`.
+    """
+    schedule, lined = best_line(schedule, measure, limit, loss)
+    refined = refine(schedule, measure, limit, loss)
+    return dataclasses.replace(refined, moves=(*lined, *refined.moves))
 
 
 def refine(schedule: Schedule, measure: Measure, limit: float, loss: Loss) -> Refined:
