@@ -152,9 +152,10 @@ def full_table(board: Board) -> Table:
     header += ["cost", "of dense", "top-1, %", "95% interval", "top-5, %", "loss"]
     header += ["− dense, points [95%]", "− best baseline, points [95%]"]
     rivals = {method: board.rival_of(method) for method in board.methods}
+    best = {rival for method, rival in rivals.items() if rival is not method}
     lines = []
     for method in board.methods:
-        is_best = method in rivals.values()
+        is_best = method in best
         cells: list[str | Cell] = [
             method.name + (" (best baseline)" if is_best else "")
         ]
@@ -230,7 +231,8 @@ def claims(board: Board, method: Method) -> Iterator[Headline]:
         before = f"{dense.mean('top1'):.2f} → {top1}"
         yield Headline("Accuracy", before, f"top-1, dense → learned: {change} points")
     if rival is None:
-        yield Headline("Lead over baselines", "–", "no baseline was evaluated")
+        about = "no baseline of this cost was evaluated"
+        yield Headline("Lead over baselines", "–", about)
     else:
         value, _, interval = format_difference(method, rival).partition(" ")
         about = f"over the best, {rival.name}; 95% interval {interval}"
