@@ -94,10 +94,13 @@ def time_figure(
 
 
 def pivot(board: Board) -> Table:
-    """Returns accuracy by method and target, the most accurate of a target marked."""
+    """Returns accuracy by method and target, the most accurate of a target marked.
+
+    The dense model is beside every target, others without a target are beside none.
+    """
     is_summed = len(board.families) > MANY
     rows: dict[tuple[str, str], dict[str | None, list[Method]]] = {}
-    for method in board.methods:
+    for method in (m for m in board.methods if m.target or m.kind == "dense"):
         key = method.name, "" if is_summed else method.family
         rows.setdefault(key, {}).setdefault(method.target, []).append(method)
     best = {
@@ -108,7 +111,7 @@ def pivot(board: Board) -> Table:
     for (name, family), by_target in rows.items():
         is_one = len({f for n, f in rows if n == name}) == 1
         label = name if is_one or not family else f"{name} · {family}"
-        if None in by_target and not by_target.keys() - {None}:
+        if None in by_target:
             by_target = dict.fromkeys(board.targets, by_target[None])
         cells = [pivot_cell(by_target.get(target)) for target in board.targets]
         kind = next(iter(by_target.values()))[0].kind
