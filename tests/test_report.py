@@ -206,6 +206,43 @@ def test_times_of_another_schedule_of_the_same_cost_are_not_taken(tmp_path):
     assert "no benchmark of this schedule" not in page_of(tmp_path).text
 
 
+def test_the_time_of_one_seed_is_not_that_of_all(tmp_path):
+    timed = benchmark()
+    for row, merge in zip(timed["rows"], ([9, 5, 4], [9, 5, 3]), strict=True):
+        row |= {"rule": "diffrate", "prune": None, "merge": merge}
+    seeds = [evaluation(seed, ("dense", "learned")) for seed in (0, 1)]
+    for number, record in enumerate(seeds):
+        record["rows"][0] |= {"merge": [9, 5, 4]}
+        write(tmp_path / f"seed{number}" / "evaluation.json", record)
+    write(tmp_path / "benchmark.json", timed)
+    assert "1.50×" in page_of(tmp_path).text
+    seeds[1]["rows"][1] |= {"merge": [9, 6, 2]}
+    write(tmp_path / "seed1" / "evaluation.json", seeds[1])
+    text = page_of(tmp_path).text
+    assert "no benchmark of this schedule" in text
+    assert "1.50×" not in text.split("Speed: tiny")[0]
+
+
+@pytest.mark.parametrize("names", [("tome:8",), ("tome:8", "uniform:60%"), ("dense",)])
+def test_rows_without_anything_learned_are_a_report(tmp_path, names):
+    write(tmp_path / "evaluation.json", evaluation(names=names))
+    assert "Accuracy against cost" in page_of(tmp_path).text
+    rows = rows_of(tables_of(tmp_path)["All figures"])
+    assert {row[0].removesuffix(" (best baseline)") for row in rows} == {*names}
+    assert len([row for row in rows if "best" in row[0]]) == len(names) - 1
+
+
+def test_only_the_dense_model_is_beside_every_target(tmp_path):
+    for target in ("60%", "40%"):
+        record = evaluation(0, ("dense", "learned"), target)
+        record["command"] = f"evaluate --schedule={target}"
+        write(tmp_path / target / "evaluation.json", record)
+    write(tmp_path / "evaluation.json", evaluation(0, ("tome:8",)))
+    rows = rows_of(tables_of(tmp_path)["Accuracy by target"])
+    assert [row[0] for row in rows] == ["dense", "learned"]
+    assert rows[0][1] == rows[0][2] != "–"
+
+
 def page_of(folder: Path) -> Page:
     out = folder.parent / f"{folder.name}.html"
     write_report(folder, out)

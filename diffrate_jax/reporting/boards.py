@@ -187,9 +187,14 @@ def distinct(runs: Iterable[Evaluation]) -> list[Evaluation]:
     """Returns the runs without copies of one that comes before."""
     found: dict[tuple, Evaluation] = {}
     for run in runs:
-        rows = tuple((row.name, row.target, row.correct) for row in run.rows)
-        found.setdefault(rows, run)
+        found.setdefault(tuple(map(what_ran, run.rows)), run)
     return list(found.values())
+
+
+def what_ran(row: Row) -> tuple:
+    """Returns what a row and its copy have in common: schedule and outcome."""
+    schedule = row.macs, row.rule, row.prune, row.merge
+    return row.name, row.target, row.correct, *schedule
 
 
 def pooled(family: str, runs: Iterable[Evaluation]) -> list[Method]:
