@@ -1,23 +1,28 @@
 """The report: every kind of result in one page, as charts, tables and commands."""
 
+import copy
+import functools
 import html.parser
 import itertools
 import json
+import operator
 import re
 import xml.etree.ElementTree
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from made_up import (
     COUNT,
+    MISFIT,
     NAMES,
     SCHEDULE,
     STEP,
     benchmark,
     evaluation,
+    latency,
     write,
     write_everything,
     write_lines,
@@ -264,6 +269,54 @@ def test_a_damaged_file_is_on_the_page_and_the_rest_too(tmp_path):
     assert "Left out, because damaged: 1" in page.text
     assert "bad/evaluation.json: 'rows' must be a list" in page.text
     assert page.tags.count("h2") == 7
+
+
+RECORDS = {
+    "evaluation.json": evaluation(target="60%"),
+    "benchmark.json": benchmark(),
+    "table.json": latency(),
+    "misfit.json": MISFIT,
+    "schedule.json": {
+        **{"format": "diffrate_jax.schedule", "version": 2, "rule": "diffrate"},
+        **{"prune": [9, 7, 4], "merge": [9, 5, 3], "provenance": {"target": "60%"}},
+    },
+    "comparison.json": {"comparisons": [{"command": "x", "environment": {}}]},
+    "metrics.jsonl": STEP,
+}
+WRONG = [None, True, 0, -1, 2, 0.5, "", "x", [], [1], {}, {"a": [1]}]
+WRONG += [10**30, 10**400, 1e308, -1e300, 5e-324, float("inf"), float("nan")]
+
+
+def places_in(value, path: tuple = ()) -> list[tuple]:
+    """Returns the path of everything in a JSON value."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    inside = [((*path, key), inner) for key, inner in pairs]
+    deeper = [
+        p for at, x in inside if isinstance(x, dict | list) for p in places_in(x, at)
+    ]
+    return [at for at, _ in inside] + deeper
+
+
+PLACES = [(file, path) for file, r in RECORDS.items() for path in places_in(r)]
+
+
+@settings(deadline=None)
+@example(("schedule.json", ("rule",)), None)
+@example(("schedule.json", ("rule",)), ["tome"])
+@example(("table.json", ("terms", "times", 0, "blocks")), [])
+@example(("table.json", ("about", "checks", 0, "ms")), float("inf"))
+@example(("table.json", ("terms", "fixed")), 10**400)
+@example(("benchmark.json", ("rows", 1, "images_per_second")), 5e-324)
+@example(("evaluation.json", ("rows", 1, "top1")), 10**30)
+@given(st.sampled_from(PLACES), st.sampled_from(WRONG))
+def test_no_value_of_a_file_is_worse_than_a_sentence(tmp_path_factory, place, wrong):
+    folder, (file, path) = tmp_path_factory.mktemp("wrong"), place
+    SCHEDULE.save(folder / "good.json")
+    record = copy.deepcopy(RECORDS[file])
+    *above, last = path
+    functools.reduce(operator.getitem, above, record)[last] = wrong
+    write(folder / file, record)
+    assert "Kept tokens" in page_of(folder).text
 
 
 def test_fifty_runs_are_one_section_of_each_kind(tmp_path):
