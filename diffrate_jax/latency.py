@@ -2,9 +2,9 @@
 
 A block takes what attention takes for the tokens that come in, what its MLP takes for
 those that are left, and what it takes to compress the ones to the others. The first two
-are curves through measured points (`probes`), joined by straight lines, so that they
-have gradients: a token's price where it is spent. Latency as a differentiable cost of a
-search is ProxylessNAS's idea (Cai et al., arXiv 1812.00332, section 3.3).
+are curves through measured points (`timing.probes`), joined by straight lines, so that
+they have gradients: a token's price where it is spent. Latency as a differentiable cost
+of a search is ProxylessNAS's idea (Cai et al., arXiv 1812.00332, section 3.3).
 """
 
 import dataclasses
