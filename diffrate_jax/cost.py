@@ -170,7 +170,7 @@ def cost_macs(model: HasCost, counts: Kept | Schedule | ToMe | None) -> int | Ar
 def straight_through_minimum(tokens: Array | float, *counts: Array) -> Array:
     """Returns the minimum; every count gets the whole gradient, `tokens` none.
 
-    Reference: the published minimum does this; DESIGN.md, section 1, Cost.
+    Reference: the published search does this.
     """
     least = jax.lax.stop_gradient(jnp.asarray(tokens, jnp.float32))
     for count in counts:

@@ -2,9 +2,9 @@
 
 A block takes what attention takes for the tokens that come in, what its MLP takes for
 those that are left, and what it takes to compress the ones to the others. The first two
-are curves through measured points (`probes`), joined by straight lines, so that they
-have gradients: a token's price where it is spent. Latency as a differentiable cost of a
-search is ProxylessNAS's idea (Cai et al., arXiv 1812.00332, section 3.3).
+are curves through measured points (`timing.probes`), joined by straight lines, so that
+they have gradients: a token's price where it is spent. Latency as a differentiable cost
+of a search is ProxylessNAS's idea (Cai et al., arXiv 1812.00332, section 3.3).
 """
 
 import dataclasses
@@ -42,7 +42,8 @@ class BlockTimes:
             goes with one that stays.
 
     Raises:
-        UserError: other lengths than these, or curves that fall or never rise.
+        UserError: no blocks, other lengths than these, or curves that fall or never
+            rise.
     """
 
     blocks: tuple[int, ...]
@@ -57,6 +58,8 @@ class BlockTimes:
             if not isinstance(values, list | tuple) or not all(map(is_number, values)):
                 raise UserError(f"{name!r} must be a list of numbers, got {values!r}")
             object.__setattr__(self, name, tuple(values))
+        if not self.blocks:
+            raise UserError("'blocks' must have at least one, got none")
         lengths = len(self.tokens), len(self.attention), len(self.mlp)
         if len(set(lengths)) > 1 or lengths[0] < 2 or len(self.compression) != 4:
             raise UserError(

@@ -114,9 +114,9 @@ def about(folder: Path) -> dict[str, Any]:
             f"{folder / ABOUT} has version {record.get('version')!r}, this program "
             f"reads version {VERSION}; convert the weights again, or update the program"
         )
-    fields = record.get("fields")
-    known = record.get("family") in FAMILIES and "weights_sha256" in record
-    if not isinstance(fields, dict) or not known:
+    kinds = {"model": str, "family": str, "fields": dict, "weights_sha256": str}
+    whole = all(isinstance(record.get(key), kind) for key, kind in kinds.items())
+    if not whole or record["family"] not in FAMILIES:
         raise UserError(f"{folder / ABOUT} is damaged; convert the weights again")
     return record
 

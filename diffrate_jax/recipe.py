@@ -29,8 +29,8 @@ class Recipe:
         steps: gradient steps for each target.
         rule: name of the rule that chooses the tokens (`rules`).
         method: "projected" moves one expected count per block along the budget
-            (`projected`); "penalised" moves logits over all candidates with a penalty
-            on the cost (`penalised`, the published method).
+            (`learning.projected`); "penalised" moves logits over all candidates with a
+            penalty on the cost (`learning.penalised`, the published method).
         objective: "match_dense" is the divergence from the dense model's outputs, which
             needs no labels; "cross_entropy" is the loss with labels.
         start: "uniform", "dense", or a schedule.

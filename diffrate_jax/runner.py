@@ -53,7 +53,7 @@ class Predict:
         Each number of images is compiled once, when it first comes.
 
         Raises:
-            ArtefactError: images of another type or size.
+            ArtefactError: images of another type or size, or none.
         """
         size = self.manifest["preprocessing"]["image_size"]
         shape, dtype = tuple(np.shape(images)), getattr(images, "dtype", type(images))
@@ -62,6 +62,8 @@ class Predict:
                 f"images must be uint8 [b, {size}, {size}, 3], got {dtype} "
                 f"{list(shape)}; resize them and do not normalise them"
             )
+        if not shape[0]:
+            raise ArtefactError("expected at least one image, got none; give some")
         return self._run(self._weights, images)
 
 

@@ -227,6 +227,8 @@ class Schedule:
         if not isinstance(provenance, dict):
             raise UserError(f"{path}: 'provenance' must be a JSON object")
         rule = record.get("rule", "diffrate")
+        if not isinstance(rule, str):
+            raise UserError(f"{path}: 'rule' must be the name of a rule, got {rule!r}")
         return cls(prune, record["merge"], provenance, rule)
 
 

@@ -5,6 +5,7 @@ blocks; or a PNG for a paper, with a column for each block.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -122,8 +123,8 @@ def image_files(given: Sequence[str]) -> dict[str, Path]:
     """
     names: dict[Path, str] = {}
     for text in given:
-        # A name may have commas itself.
-        for part in [text] if Path(text).exists() else text.split(","):
+        # A name may have commas itself; a list of names may be longer than any name.
+        for part in [text] if os.path.exists(text) else text.split(","):
             names |= named_photos(Path(part))
     if len(names) > MOST:
         raise UserError(
@@ -140,7 +141,7 @@ def image_files(given: Sequence[str]) -> dict[str, Path]:
 
 def named_photos(path: Path) -> dict[Path, str]:
     """Returns the name of one photo, or of all in a folder and below it."""
-    if path.is_dir():
+    if os.path.isdir(path):
         inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
         if not inside:
             raise UserError(
@@ -148,7 +149,7 @@ def named_photos(path: Path) -> dict[Path, str]:
                 f"{', '.join(SUFFIXES)}; name a folder that has some"
             )
         return {p: str(p.relative_to(path).with_suffix("")) for p in inside}
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"no image {str(path)!r}; give the path of a photo or a folder")
     return {path: path.stem}
 

@@ -152,3 +152,31 @@ def test_methods_are_told_apart_by_name(name, learned):
 
 def test_small_models_cost_millions():
     assert format_macs(123_400_000) == "123 MMACs"
+
+
+def placed(record: dict, **macs: int) -> dict:
+    """Returns a record whose rows of a name cost so many thousandths of dense."""
+    for row in record["rows"]:
+        share = macs.get(row["name"].split(" ")[0].partition(":")[0])
+        if share is not None:
+            row |= {"macs": share * 10_000, "fraction": share / 1000}
+    return record
+
+
+def test_without_a_target_baselines_of_the_same_run_and_cost_are_rivals(tmp_path):
+    names = ("dense", "published:2.9", "ToMe constant", "random 1", "uniform:40%")
+    run = placed(evaluation(names=names), published=600, ToMe=610, uniform=400)
+    other = evaluation(3, ("tome:8",)) | {"command": "another"}
+    found = board(tmp_path, {"a": run, "b": other})
+    (method,), (cheap,) = methods(found, "published:2.9"), methods(found, "uniform:40%")
+    fair = [*methods(found, "ToMe constant"), *methods(found, "random")]
+    assert found.rival_of(method) is max(fair, key=lambda m: m.mean("top1"))
+    assert found.rival_of(cheap) is cheap
+    assert found.rival_of(methods(found, "dense")[0]) is None
+
+
+def test_seeds_that_are_right_alike_are_two_where_their_schedules_differ(tmp_path):
+    one, same, other = (evaluation(0, TARGETED, "60%") for _ in range(3))
+    other["rows"][1] |= {"merge": [9, 6, 2]}
+    found = board(tmp_path, {"seed0": one, "seed1": other, "copy": same})
+    assert len(methods(found, "learned")[0].rows) == 2

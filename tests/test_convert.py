@@ -163,6 +163,8 @@ def test_a_folder_tells_what_shapes_do_not(tmp_path: Path):
         (lambda m: (m / "model.json").write_text("[]"), "describes no model; convert"),
         (lambda m: edit(m, version=9), "has version 9, this program reads version 1"),
         (lambda m: edit(m, fields=None), "model.json is damaged; convert"),
+        (lambda m: edit(m, model=None), "model.json is damaged; convert"),
+        (lambda m: edit(m, family=["vit"]), "model.json is damaged; convert"),
         (lambda m: edit(m, fields={"depth": 2}), "also needs image_size"),
         (lambda m: edit(m, fields=FIELDS | {"mlp_ratio": "4"}), "mlp_ratio must be of"),
         (lambda m: edit(m, weights_sha256="0"), "is not the file that model.json bes"),

@@ -538,6 +538,7 @@ def future(folder: Path) -> None:
         (np.zeros((2, 8, 8, 3), np.uint8), "got uint8 [2, 8, 8, 3]; resize them"),
         (np.zeros((16, 16, 3), np.uint8), "got uint8 [16, 16, 3]"),
         ([[1]], "got <class 'list'> [1, 1]"),
+        (np.zeros((0, 16, 16, 3), np.uint8), "at least one image, got none; give"),
     ],
 )
 def test_images_that_do_not_fit(artefact: Path, images, sentence: str):

@@ -199,6 +199,7 @@ def put(*path, value):
         (spoilt(put("terms", "times", 0, "mlp", 2, value=0.0)), "may fall"),
         (spoilt(put("terms", "times", 0, "mlp", 2, value=None)), "a list of numbers"),
         (spoilt(put("terms", "times", 0, "tokens", 2, value=4)), "must rise"),
+        (spoilt(put("terms", "times", 0, "blocks", value=[])), "must have at least"),
         (spoilt(put("terms", "times", 0, "blocks", value=[0, 1])), "every block once"),
         (spoilt(put("terms", "times", 1, "blocks", value=[2])), "every block once"),
         (spoilt(put("terms", "times", 1, "blocks", value=[9])), "every block once"),

@@ -1,23 +1,28 @@
 """The report: every kind of result in one page, as charts, tables and commands."""
 
+import copy
+import functools
 import html.parser
 import itertools
 import json
+import operator
 import re
 import xml.etree.ElementTree
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from made_up import (
     COUNT,
+    MISFIT,
     NAMES,
     SCHEDULE,
     STEP,
     benchmark,
     evaluation,
+    latency,
     write,
     write_everything,
     write_lines,
@@ -206,6 +211,43 @@ def test_times_of_another_schedule_of_the_same_cost_are_not_taken(tmp_path):
     assert "no benchmark of this schedule" not in page_of(tmp_path).text
 
 
+def test_the_time_of_one_seed_is_not_that_of_all(tmp_path):
+    timed = benchmark()
+    for row, merge in zip(timed["rows"], ([9, 5, 4], [9, 5, 3]), strict=True):
+        row |= {"rule": "diffrate", "prune": None, "merge": merge}
+    seeds = [evaluation(seed, ("dense", "learned")) for seed in (0, 1)]
+    for number, record in enumerate(seeds):
+        record["rows"][0] |= {"merge": [9, 5, 4]}
+        write(tmp_path / f"seed{number}" / "evaluation.json", record)
+    write(tmp_path / "benchmark.json", timed)
+    assert "1.50×" in page_of(tmp_path).text
+    seeds[1]["rows"][1] |= {"merge": [9, 6, 2]}
+    write(tmp_path / "seed1" / "evaluation.json", seeds[1])
+    text = page_of(tmp_path).text
+    assert "no benchmark of this schedule" in text
+    assert "1.50×" not in text.split("Speed: tiny")[0]
+
+
+@pytest.mark.parametrize("names", [("tome:8",), ("tome:8", "uniform:60%"), ("dense",)])
+def test_rows_without_anything_learned_are_a_report(tmp_path, names):
+    write(tmp_path / "evaluation.json", evaluation(names=names))
+    assert "Accuracy against cost" in page_of(tmp_path).text
+    rows = rows_of(tables_of(tmp_path)["All figures"])
+    assert {row[0].removesuffix(" (best baseline)") for row in rows} == {*names}
+    assert len([row for row in rows if "best" in row[0]]) == len(names) - 1
+
+
+def test_only_the_dense_model_is_beside_every_target(tmp_path):
+    for target in ("60%", "40%"):
+        record = evaluation(0, ("dense", "learned"), target)
+        record["command"] = f"evaluate --schedule={target}"
+        write(tmp_path / target / "evaluation.json", record)
+    write(tmp_path / "evaluation.json", evaluation(0, ("tome:8",)))
+    rows = rows_of(tables_of(tmp_path)["Accuracy by target"])
+    assert [row[0] for row in rows] == ["dense", "learned"]
+    assert rows[0][1] == rows[0][2] != "–"
+
+
 def page_of(folder: Path) -> Page:
     out = folder.parent / f"{folder.name}.html"
     write_report(folder, out)
@@ -227,6 +269,54 @@ def test_a_damaged_file_is_on_the_page_and_the_rest_too(tmp_path):
     assert "Left out, because damaged: 1" in page.text
     assert "bad/evaluation.json: 'rows' must be a list" in page.text
     assert page.tags.count("h2") == 7
+
+
+RECORDS = {
+    "evaluation.json": evaluation(target="60%"),
+    "benchmark.json": benchmark(),
+    "table.json": latency(),
+    "misfit.json": MISFIT,
+    "schedule.json": {
+        **{"format": "diffrate_jax.schedule", "version": 2, "rule": "diffrate"},
+        **{"prune": [9, 7, 4], "merge": [9, 5, 3], "provenance": {"target": "60%"}},
+    },
+    "comparison.json": {"comparisons": [{"command": "x", "environment": {}}]},
+    "metrics.jsonl": STEP,
+}
+WRONG = [None, True, 0, -1, 2, 0.5, "", "x", [], [1], {}, {"a": [1]}]
+WRONG += [10**30, 10**400, 1e308, -1e300, 5e-324, float("inf"), float("nan")]
+
+
+def places_in(value, path: tuple = ()) -> list[tuple]:
+    """Returns the path of everything in a JSON value."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    inside = [((*path, key), inner) for key, inner in pairs]
+    deeper = [
+        p for at, x in inside if isinstance(x, dict | list) for p in places_in(x, at)
+    ]
+    return [at for at, _ in inside] + deeper
+
+
+PLACES = [(file, path) for file, r in RECORDS.items() for path in places_in(r)]
+
+
+@settings(deadline=None)
+@example(("schedule.json", ("rule",)), None)
+@example(("schedule.json", ("rule",)), ["tome"])
+@example(("table.json", ("terms", "times", 0, "blocks")), [])
+@example(("table.json", ("about", "checks", 0, "ms")), float("inf"))
+@example(("table.json", ("terms", "fixed")), 10**400)
+@example(("benchmark.json", ("rows", 1, "images_per_second")), 5e-324)
+@example(("evaluation.json", ("rows", 1, "top1")), 10**30)
+@given(st.sampled_from(PLACES), st.sampled_from(WRONG))
+def test_no_value_of_a_file_is_worse_than_a_sentence(tmp_path_factory, place, wrong):
+    folder, (file, path) = tmp_path_factory.mktemp("wrong"), place
+    SCHEDULE.save(folder / "good.json")
+    record = copy.deepcopy(RECORDS[file])
+    *above, last = path
+    functools.reduce(operator.getitem, above, record)[last] = wrong
+    write(folder / file, record)
+    assert "Kept tokens" in page_of(folder).text
 
 
 def test_fifty_runs_are_one_section_of_each_kind(tmp_path):

@@ -72,7 +72,12 @@ def only_problem(folder) -> str:
 @pytest.mark.parametrize(
     ("record", "sentence"),
     [
-        (change(evaluation(), top1="97"), "row 2: 'top1' must be a finite number"),
+        (change(evaluation(), top1="97"), "row 2: 'top1' must be a number from 0"),
+        (
+            change(evaluation(), top5=101),
+            "'top5' must be a number from 0 to 100, found",
+        ),
+        (change(evaluation(), macs=10**400), "cannot read it .* beyond what anybody"),
         (change(evaluation(), loss=float("nan")), "'loss' must be .* found nan"),
         (
             change(evaluation(), macs=None),

@@ -155,6 +155,10 @@ def test_counts_that_are_none(prune, merge, sentence):
         (json.dumps(GOOD | {"merge": [True]}), "positive integers, got True"),
         (json.dumps(GOOD | {"prune": [5, 4]}), "counts, got 2 and 1"),
         (json.dumps(GOOD | {"provenance": [1]}), "'provenance' must be a JSON object"),
+        *[
+            (json.dumps(GOOD | {"rule": rule}), "'rule' must be the name of a rule, g")
+            for rule in (None, 2, ["tome"])
+        ],
     ],
 )
 def test_files_that_hold_no_schedule(tmp_path: Path, text: str, sentence: str):
@@ -227,9 +231,8 @@ def test_unknown_released_schedules():
 
 def modules() -> list[str]:
     """Returns the modules that can be imported without TensorFlow."""
-    found = pkgutil.iter_modules(dr.__path__, "diffrate_jax.")
-    models = pkgutil.iter_modules([f"{dr.__path__[0]}/models"], "diffrate_jax.models.")
-    return [module.name for module in (*found, *models) if "tfds" not in module.name]
+    found = pkgutil.walk_packages(dr.__path__, "diffrate_jax.")
+    return [m.name for m in found if not m.name.startswith("diffrate_jax.data.")]
 
 
 def test_examples_in_docstrings():
@@ -240,4 +243,4 @@ def test_examples_in_docstrings():
             assert not failed, name
             if tried:
                 with_examples.add(name.removeprefix("diffrate_jax."))
-    assert {"errors", "rates", "schedule", "tome", "names"} <= with_examples
+    assert {"errors", "rates", "schedule", "tome", "sources.names"} <= with_examples

@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -298,6 +299,15 @@ def test_images_of_one_name_are_told_apart(tmp_path):
     assert len(visualize.image_files([str(tmp_path)])) == 3
 
 
+def test_a_list_of_images_may_be_longer_than_a_name(made):
+    one, two = made["photos"] / "a.png", made["photos"] / "b, too.png"
+    assert [*visualize.image_files([",".join([str(one)] * 500), str(two)])] == [
+        *("a", "b, too")
+    ]
+    with pytest.raises(dr.UserError, match="no image 'xxx"):
+        visualize.image_files(["x" * 300])
+
+
 def test_more_images_than_a_batch(made, pictures):
     model, params = load(made["model"])
     image_YXC = pictures[0].image_YXC
@@ -524,6 +534,14 @@ def test_a_figure_has_a_column_for_each_block(made, pictures, tmp_path):
     flags = f"--image={{photos}} --labels={{labels}} --blocks=all --out={out}"
     assert run(flags, made) == 0
     assert out.read_bytes() == to_png(figure)
+
+
+def test_a_figure_writes_names_as_they_are(made, pictures):
+    name = "$100_$x"
+    named = replace(pictures[0], name=name, views=pictures[0].views[:1])
+    figure = token_figure([named], SCHEDULE.steps(17), load(made["model"])[0].geometry)
+    assert to_png(figure)
+    assert figure.axes[0].texts[0].get_text().startswith(name)
 
 
 def test_blocks_are_chosen(made):

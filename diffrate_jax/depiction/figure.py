@@ -59,7 +59,7 @@ def token_figure(
             if column == 0:
                 axes.text(
                     0, -0.04, "\n".join(_words(picture)), transform=axes.transAxes,
-                    fontsize=5.5, va="top", linespacing=1.25,
+                    fontsize=5.5, va="top", linespacing=1.25, parse_math=False,
                 )  # fmt: skip
     return figure
 

@@ -94,10 +94,13 @@ def time_figure(
 
 
 def pivot(board: Board) -> Table:
-    """Returns accuracy by method and target, the most accurate of a target marked."""
+    """Returns accuracy by method and target, the most accurate of a target marked.
+
+    The dense model is beside every target, others without a target are beside none.
+    """
     is_summed = len(board.families) > MANY
     rows: dict[tuple[str, str], dict[str | None, list[Method]]] = {}
-    for method in board.methods:
+    for method in (m for m in board.methods if m.target or m.kind == "dense"):
         key = method.name, "" if is_summed else method.family
         rows.setdefault(key, {}).setdefault(method.target, []).append(method)
     best = {
@@ -108,7 +111,7 @@ def pivot(board: Board) -> Table:
     for (name, family), by_target in rows.items():
         is_one = len({f for n, f in rows if n == name}) == 1
         label = name if is_one or not family else f"{name} · {family}"
-        if None in by_target and not by_target.keys() - {None}:
+        if None in by_target:
             by_target = dict.fromkeys(board.targets, by_target[None])
         cells = [pivot_cell(by_target.get(target)) for target in board.targets]
         kind = next(iter(by_target.values()))[0].kind
@@ -152,9 +155,10 @@ def full_table(board: Board) -> Table:
     header += ["cost", "of dense", "top-1, %", "95% interval", "top-5, %", "loss"]
     header += ["− dense, points [95%]", "− best baseline, points [95%]"]
     rivals = {method: board.rival_of(method) for method in board.methods}
+    best = {rival for method, rival in rivals.items() if rival is not method}
     lines = []
     for method in board.methods:
-        is_best = method in rivals.values()
+        is_best = method in best
         cells: list[str | Cell] = [
             method.name + (" (best baseline)" if is_best else "")
         ]
@@ -230,7 +234,8 @@ def claims(board: Board, method: Method) -> Iterator[Headline]:
         before = f"{dense.mean('top1'):.2f} → {top1}"
         yield Headline("Accuracy", before, f"top-1, dense → learned: {change} points")
     if rival is None:
-        yield Headline("Lead over baselines", "–", "no baseline was evaluated")
+        about = "no baseline of this cost was evaluated"
+        yield Headline("Lead over baselines", "–", about)
     else:
         value, _, interval = format_difference(method, rival).partition(" ")
         about = f"over the best, {rival.name}; 95% interval {interval}"

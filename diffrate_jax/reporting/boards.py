@@ -24,6 +24,8 @@ BASELINES = re.compile(
     r"|published search|(tome|uniform):.*"
 )
 DENSE = ("dense", "none", *PEERS)
+# Costs that differ by no more of one are alike, where no target says what was asked.
+NEAR = 0.05
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,6 +75,16 @@ class Method:
         low, high = wilson(self.mean("top1") / 100, self.rows[0].count)
         return 100 * low, 100 * high
 
+    def goes_with(self, other: "Method") -> bool:
+        """Returns whether this costs what another method was to cost.
+
+        Where the other had no target, this is of the same runs and about as dear.
+        """
+        if other.target:
+            return self.target == other.target
+        ratio = self.mean("macs") / other.mean("macs")
+        return self.family == other.family and abs(ratio - 1) <= NEAR
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Board:
@@ -109,9 +121,7 @@ class Board:
     def rival_of(self, method: Method) -> Method | None:
         """Returns the most accurate baseline for the target, its own family's first."""
         rivals = [
-            m
-            for m in self.methods
-            if m.kind == "baseline" and m.target == method.target and method.target
+            m for m in self.methods if m.kind == "baseline" and m.goes_with(method)
         ]
         own = [m for m in rivals if m.family == method.family]
         return max(own or rivals, key=lambda m: m.mean("top1"), default=None)
@@ -177,9 +187,14 @@ def distinct(runs: Iterable[Evaluation]) -> list[Evaluation]:
     """Returns the runs without copies of one that comes before."""
     found: dict[tuple, Evaluation] = {}
     for run in runs:
-        rows = tuple((row.name, row.target, row.correct) for row in run.rows)
-        found.setdefault(rows, run)
+        found.setdefault(tuple(map(what_ran, run.rows)), run)
     return list(found.values())
+
+
+def what_ran(row: Row) -> tuple:
+    """Returns what a row and its copy have in common: schedule and outcome."""
+    schedule = row.macs, row.rule, row.prune, row.merge
+    return row.name, row.target, row.correct, *schedule
 
 
 def pooled(family: str, runs: Iterable[Evaluation]) -> list[Method]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from diffrate_jax.latency import LatencyTable
+from diffrate_jax.latency import LatencyTable, is_number
 from diffrate_jax.reporting.charts import Axis, Chart, Look
 from diffrate_jax.reporting.sections import Cell, Figure, How, Line, Section, Table
 
@@ -72,7 +72,7 @@ def checks_of(table: LatencyTable) -> list[Mapping[str, float]]:
         for check in (checks if isinstance(checks, list) else ())
         if isinstance(check, dict)
         and all(
-            isinstance(check.get(key), int | float) and check[key] > 0
+            is_number(check.get(key)) and check[key] > 0
             for key in ("ms", "predicted_ms")
         )
     ]

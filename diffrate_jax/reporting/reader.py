@@ -1,6 +1,5 @@
 """Results read from a folder: a damaged file costs a sentence, never the rest."""
 
-import json
 import reprlib
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, TypeVar
 from diffrate_jax import latency, schedule
 from diffrate_jax.errors import UserError
 from diffrate_jax.latency import LatencyTable
-from diffrate_jax.reporting.records import read_record, wrong_value
+from diffrate_jax.reporting.records import parse_json, read_record, wrong_value
 from diffrate_jax.reporting.results import (
     Benchmark,
     BenchmarkRow,
@@ -98,7 +97,7 @@ def read_file(path: Path, name: str) -> tuple[str | None, Any]:
     if path.suffix == ".jsonl":
         return read_log(path, name)
     try:
-        record = json.loads(path.read_text("utf-8"))
+        record = parse_json(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"expected JSON in {name}, cannot read it ({error}); remove it, or write "
@@ -162,7 +161,7 @@ def read_lines(path: Path, name: str) -> list[Any]:
     values = []
     for number, line in enumerate(lines, 1):
         try:
-            values.append(json.loads(line))
+            values.append(parse_json(line))
         except ValueError as error:
             # A killed run leaves half a line, but never in the middle.
             if number < len(lines):

@@ -1,16 +1,38 @@
 """JSON objects that come from outside, read into dataclasses field by field."""
 
 import dataclasses
+import json
 import math
 import reprlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NewType, TypeVar
 
 from diffrate_jax.errors import UserError
 
 Positive = NewType("Positive", int)
 PositiveFloat = NewType("PositiveFloat", float)
+Percent = NewType("Percent", float)
 Record = TypeVar("Record")
+# Products and ratios of numbers within these bounds are finite.
+LEAST, MOST = 1e-100, 1e100
+
+
+def parse_json(text: str) -> Any:
+    """Returns a JSON value whose numbers one can compute with.
+
+    Raises:
+        ValueError: no JSON, or a number that nobody measures.
+    """
+    whole, real = partial(_bounded, int), partial(_bounded, float)
+    return json.loads(text, parse_int=whole, parse_float=real)
+
+
+def _bounded(kind: type[int] | type[float], text: str) -> int | float:
+    value = kind(text)
+    if value and not LEAST <= abs(value) <= MOST:
+        raise ValueError(f"{reprlib.repr(text)} is beyond what anybody measures")
+    return value
 
 
 def read_record(
@@ -96,6 +118,10 @@ _KINDS: Mapping[Any, tuple[str, Callable[[Any], bool]]] = {
         lambda value: value is None or _are_counts(value),
     ),
     PositiveFloat: ("a number above 0", _is_above),
+    Percent: (
+        "a number from 0 to 100",
+        lambda value: _is_number(value) and 0 <= value <= 100,
+    ),
     tuple[PositiveFloat, ...]: (
         "a list of numbers above 0",
         lambda value: isinstance(value, list) and value and all(map(_is_above, value)),

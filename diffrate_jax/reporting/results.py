@@ -8,7 +8,7 @@ from typing import Any
 from diffrate_jax.errors import UserError
 from diffrate_jax.latency import LatencyTable
 from diffrate_jax.models import create_model
-from diffrate_jax.reporting.records import Positive, PositiveFloat
+from diffrate_jax.reporting.records import Percent, Positive, PositiveFloat
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Geometry
 
@@ -23,8 +23,8 @@ class Row:
     macs: Positive
     fraction: float
     count: Positive
-    top1: float
-    top5: float
+    top1: Percent
+    top5: Percent
     loss: float
     images_per_second: float
     correct: str

@@ -35,7 +35,7 @@ def timed_by_benchmark(
             method: row
             for method in board.methods
             for row in benchmark.rows
-            if any(same_schedule(row, each) for each in method.rows)
+            if all(same_schedule(row, each) for each in method.rows)
         }
         if len(rows) > 1:
             ms = {m: 1000 / row.images_per_second for m, row in rows.items()}
