@@ -10,8 +10,8 @@ import pytest
 import diffrate_jax as dr
 from diffrate_jax.budget import CLOSE, one_more
 from diffrate_jax.cost import macs_of
-from diffrate_jax.learning.moves import one_fewer
-from diffrate_jax.learning.refine import ROUNDS, exchange, refine
+from diffrate_jax.learning.moves import LINES, lines, one_fewer
+from diffrate_jax.learning.refine import ROUNDS, exchange, improve, refine
 from diffrate_jax.shapes import Geometry
 
 IMAGES = 64
@@ -277,3 +277,53 @@ def test_counts_after_pruning_follow():
     found = refine(schedule, macs_of(model), macs, Images())
     assert dr.cost_macs(model, found.schedule) <= macs
     assert found.schedule == found.schedule.canonical(17)
+
+
+@pytest.mark.parametrize("rule", ["redundancy", "diffrate", "prune_only"])
+@pytest.mark.parametrize("share", [0.4, 0.6, 0.8])
+def test_lines_fill_the_budget_and_fall_as_they_are_called(rule, share):
+    model = wide()
+    measure = macs_of(model)
+    limit = share * measure(None)
+    found = dict(lines(measure, limit, rule))
+    assert list(found) == list(LINES)
+    lost = {}
+    for name, line in found.items():
+        assert CLOSE * limit <= measure(line) <= limit
+        assert line.rule == rule
+        lost[name] = -np.diff([197, *line.merge])
+    assert lost["decreasing"][0] > lost["constant"][0] > lost["increasing"][0]
+    assert lost["decreasing"][-1] < lost["increasing"][-1]
+
+
+def test_blocks_that_keep_all_are_in_no_line():
+    model = wide((False, True, False, True))
+    found = dict(lines(macs_of(model), 0.7 * dr.cost_macs(model, None), "tome"))
+    assert list(found) == ["constant", "increasing"]
+    for line in found.values():
+        assert line.merge[0] == 197
+        assert line.merge[1] == line.merge[2]
+
+
+def test_a_line_ends_a_descent_that_went_astray():
+    """As pruning does on CIFAR-10: all tokens at first, then far too few."""
+    model, images = wide(), Images()
+    astray = dr.Schedule(None, (197, 197, 30, 8), rule="redundancy")
+    limit = dr.cost_macs(model, astray)
+    found = improve(astray, macs_of(model), limit, images)
+    first, *others = found.moves
+    assert first["line"] in LINES
+    assert first["loss"] < -2 * first["standard_error"]
+    assert all("line" not in move for move in others)
+    assert found.loss < images.mean(astray) + first["loss"] + 1e-9
+    assert dr.cost_macs(model, found.schedule) <= limit
+
+
+def test_what_is_better_than_every_line_stays():
+    model, images = wide(), Images()
+    macs = dr.cost_macs(model, START)
+    settled = refine(START, macs_of(model), macs, images).schedule
+    for _ in range(20):
+        settled = refine(settled, macs_of(model), macs, images).schedule
+    found = improve(settled, macs_of(model), macs, images)
+    assert (found.schedule, found.moves) == (settled, ())

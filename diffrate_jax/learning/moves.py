@@ -82,8 +82,11 @@ def lines(measure: Measure, limit: float, rule: str) -> Iterator[tuple[str, Sche
         share_L = np.cumsum(lost_L) / lost_L.sum() * geometry.depth
         left_L = np.rint(geometry.num_patches * share_L / (geometry.depth + 1))
         kept = first_stage_only(geometry.num_tokens - left_L.astype(int), geometry)
-        wanted = Schedule(None, kept, rule=rule)
-        yield name, fit_to_budget(wanted, measure, limit)
+        line = fit_to_budget(Schedule(None, kept, rule=rule), measure, limit)
+        steps = zip(geometry.compress, line.steps(geometry), strict=True)
+        # A rule that cannot take so many at once would take them where none may go.
+        if all(free or coming == left for free, (coming, _, left) in steps):
+            yield name, line
 
 
 def rest(
