@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from math import inf
 from pathlib import Path
 
-from diffrate_jax import cli
+from diffrate_jax import arguments
 from diffrate_jax.compressions import Cases, parse_compression
 from diffrate_jax.errors import UserError
+from diffrate_jax.exits import report_errors
 from diffrate_jax.files import Json, write_json
+from diffrate_jax.inference import DTYPES
 from diffrate_jax.model_folder import load_params
 from diffrate_jax.models import Model, create_model, init_weights
-from diffrate_jax.recipes import DTYPES, model_of
 from diffrate_jax.rules import rule_of
 from diffrate_jax.tables import benchmark_table, latency_table
 from diffrate_jax.timing.cells import Cell, read_cells, run_cells
@@ -38,9 +39,9 @@ by the ratio of operations: 1 where speed follows the operation count.
 """
 
 
-def parser() -> cli.Parser:
+def parser() -> arguments.Parser:
     """Returns the program's flags."""
-    flags = cli.Parser("benchmark", __doc__, EXAMPLES)
+    flags = arguments.Parser("benchmark", __doc__, EXAMPLES)
     flags.add_argument("--model", help="preset name")
     flags.add_argument("--recipe", help="config file whose model is taken instead")
     flags.add_argument("--weights", help="file or folder; random by default")
@@ -200,7 +201,11 @@ def chosen_model(flags: argparse.Namespace) -> tuple[Model, str]:
         raise UserError("give either --model=NAME or --recipe=FILE")
     if flags.model:
         return create_model(flags.model), flags.model
-    config = cli.load_recipe(Path(flags.recipe))
+    # Only here: without a recipe ml_collections need not be installed.
+    from diffrate_jax.cli import load_recipe
+    from diffrate_jax.recipes import model_of
+
+    config = load_recipe(Path(flags.recipe))
     return model_of(config), config.model
 
 
@@ -219,7 +224,7 @@ def batch_sizes(text: str) -> list[int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     argv = sys.argv if argv is None else argv
-    command = cli.command("benchmark", argv)
+    command = arguments.command("benchmark", argv)
 
     def run() -> None:
         flags = parser().parse_args(argv[1:])
@@ -227,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"--rounds must be at least 1, got {flags.rounds}")
         (write_latency if flags.latency_table else benchmark)(flags, command)
 
-    return cli.report_errors(run)
+    return report_errors(run)
 
 
 if __name__ == "__main__":

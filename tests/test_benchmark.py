@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +15,17 @@ from diffrate_jax import benchmark
 from diffrate_jax.timing import Timed, matrix_peak, peers, time_in_turn
 from diffrate_jax.timing.cells import Cell, read_cells, run_cells
 
-GPU = Path(__file__).parent.parent / "configs/benchmarks/gpu.json"
+ROOT = Path(__file__).parent.parent
+GPU = ROOT / "configs/benchmarks/gpu.json"
+# The program where some packages cannot be imported, its models but a block.
+WITHOUT = """
+import sys
+sys.modules |= dict.fromkeys(["ml_collections", "tensorflow", "tensorflow_datasets"])
+from diffrate_jax import benchmark, convert, create_model, export, report, visualize
+fields = {"image_size": 8, "patch_size": 2, "width": 8, "num_heads": 2, "depth": 1}
+benchmark.create_model = lambda _: create_model("vit", **fields, num_classes=3)
+sys.exit(benchmark.main(["benchmark", *sys.argv[1:]]))
+"""
 TABLE = {
     "dtype": "float32",
     "rounds": 1,
@@ -120,6 +132,14 @@ def test_a_table_of_real_models(tmp_path: Path, capsys):
     assert "deit_tiny_patch16_224, batch 1, float32" in capsys.readouterr().out
     record = json.loads(next((tmp_path / "out").glob("*_b2.json")).read_text())
     assert [row["name"] for row in record["rows"]] == ["dense", "tome:8"]
+
+
+def test_neither_tensorflow_nor_ml_collections_is_needed(tmp_path: Path):
+    (tmp_path / "t.json").write_text(json.dumps(TABLE | {"batch_sizes": [1]}))
+    words = [sys.executable, "-c", WITHOUT, f"--cells={tmp_path}/t.json"]
+    words.append(f"--out={tmp_path}/out")
+    printed = subprocess.check_output(words, cwd=ROOT, text=True)
+    assert printed.startswith("deit_tiny_patch16_224, batch 1, float32\n")
 
 
 def test_unknown_and_missing_peers():
