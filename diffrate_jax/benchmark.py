@@ -2,20 +2,24 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from math import inf
 from pathlib import Path
 
-from diffrate_jax import cli
+from diffrate_jax import arguments
 from diffrate_jax.compressions import Cases, parse_compression
 from diffrate_jax.errors import UserError
+from diffrate_jax.exits import report_errors
 from diffrate_jax.files import Json, write_json
+from diffrate_jax.inference import DTYPES
 from diffrate_jax.model_folder import load_params
 from diffrate_jax.models import Model, create_model, init_weights
-from diffrate_jax.recipes import DTYPES, model_of
 from diffrate_jax.rules import rule_of
 from diffrate_jax.tables import benchmark_table, latency_table
+from diffrate_jax.timing import peers
 from diffrate_jax.timing.cells import Cell, read_cells, run_cells
+from diffrate_jax.timing.places import record_path
 from diffrate_jax.timing.probes import How, measure_latency
 from diffrate_jax.timing.speed import Speed, run_benchmark
 from diffrate_jax.workdir import make_folder
@@ -36,64 +40,86 @@ EXAMPLES = """examples:
 efficiency is speed-up over the fastest dense model of the run, a peer's too, divided
 by the ratio of operations: 1 where speed follows the operation count.
 """
+DEFAULTS = {"batch": "16", "dtype": "float32", "rounds": 20}
+# What a table of cells decides.
+IN_CELLS = ("model", "recipe", "weights", "schedule", *DEFAULTS, "latency_table")
 
 
-def parser() -> cli.Parser:
+def parser() -> arguments.Parser:
     """Returns the program's flags."""
-    flags = cli.Parser("benchmark", __doc__, EXAMPLES)
-    flags.add_argument("--model", help="preset name")
-    flags.add_argument("--recipe", help="config file whose model is taken instead")
-    flags.add_argument("--weights", help="file or folder; random by default")
-    flags.add_argument(
+    flags = arguments.Parser("benchmark", __doc__, EXAMPLES)
+    add = flags.add_argument
+    add("--model", help="preset name")
+    add("--recipe", help="config file whose model is taken instead")
+    add("--weights", help="file or folder; random by default")
+    add(
         "--schedule",
         default="",
         help="published:2.9, tome:8, uniform:60%% or path; with @8 after it its "
         "counts are rounded to eights",
     )
-    flags.add_argument(
-        "--against", default="", help="more schedules, separated by commas"
-    )
-    flags.add_argument("--batch", default="16", help="batch sizes (default 16)")
-    flags.add_argument("--dtype", default="float32", help="float32 or bfloat16")
-    flags.add_argument(
+    add("--against", default="", help="more schedules, separated by commas")
+    add("--batch", help="batch sizes (default 16)")
+    add("--dtype", help="float32 (default) or bfloat16")
+    add(
         "--attention", default="auto", help="plain, xla or cudnn (default: the fastest)"
     )
-    flags.add_argument(
+    add(
         "--peers",
         default="",
         help="dense models of others: timm, timm_compiled, where PyTorch is installed",
     )
-    flags.add_argument("--rounds", type=int, default=20, help="timed runs of each")
-    flags.add_argument(
-        "--cells", help="table of benchmarks to run instead, a JSON file"
+    add("--rounds", type=int, help="timed runs of each (default 20)")
+    add("--cells", help="table of benchmarks to run instead, a JSON file")
+    add(
+        "--minutes",
+        type=float,
+        default=inf,
+        help="with --cells: after which none may be running",
     )
-    flags.add_argument(
-        "--minutes", type=float, default=inf, help="after which no cell may be running"
+    add(
+        "--out",
+        type=arguments.folder_name,
+        help="folder for JSON files, one a batch size",
     )
-    flags.add_argument(
+    add_latency_flags(flags)
+    return flags
+
+
+def add_latency_flags(flags: arguments.Parser) -> None:
+    """Adds what latency tables take besides."""
+    add = flags.add_argument
+    add(
         "--latency_table",
+        type=arguments.file_name,
         help="instead: measure a block's milliseconds by its tokens into this file, "
         "for searches under budgets such as 6.5ms",
     )
-    flags.add_argument(
-        "--rule", default="redundancy", help="with --latency_table: of the search"
-    )
-    flags.add_argument(
+    add("--rule", default="redundancy", help="with --latency_table: of the search")
+    add(
         "--checks",
         type=int,
         default=4,
         help="with --latency_table: random schedules to predict and time (default 4)",
     )
-    flags.add_argument("--out", help="folder for one JSON file per batch size")
-    return flags
 
 
 def benchmark(flags: argparse.Namespace, command: str) -> None:
-    """Times every batch size, or every cell of a table, and prints a table for each."""
+    """Times every batch size, or every cell of a table, and prints a table for each.
+
+    Raises:
+        UserError: what cannot be timed, or failed.
+    """
+    # Now, as importing PyTorch takes its time too.
+    deadline = time.monotonic() + 60 * flags.minutes
+    peers.prepare(peers_of(flags))
     if flags.out:
         make_folder(Path(flags.out))
-    records = cells_of if flags.cells else sizes_of
-    for record in records(flags, command):
+    if flags.cells:
+        records = cells_of(flags, command, deadline)
+    else:
+        records = sizes_of(flags, command)
+    for record in records:
         show(record)
 
 
@@ -105,30 +131,30 @@ def sizes_of(flags: argparse.Namespace, command: str) -> Iterator[dict[str, Json
         )
     sizes = batch_sizes(flags.batch)
     model, name = chosen_model(flags)
+    if peers_of(flags):
+        peers.check_model(name, model)
     cases = cases_of(flags, flags.schedule, model, name)
     params = load_params(model, flags.weights) if flags.weights else init_weights(model)
     for batch_size in sizes:
+        what = name, flags.dtype, batch_size, flags.schedule
+        path = record_path(Path(flags.out), *what) if flags.out else None
         speed = speed_of(flags, batch_size, flags.dtype, flags.rounds)
         record = run_benchmark(model, name, params, cases, speed, command)
-        if flags.out:
-            file = f"{name}_{flags.dtype}_b{batch_size}.json"
-            write_json(Path(flags.out) / file, record)
+        if path:
+            write_json(path, record)
         yield record
 
 
-def cells_of(flags: argparse.Namespace, command: str) -> Iterator[dict[str, Json]]:
+def cells_of(
+    flags: argparse.Namespace, command: str, deadline: float
+) -> Iterator[dict[str, Json]]:
     """Yields the records of a table's cells that are not there yet.
 
     Raises:
-        UserError: no folder for them, or a flag that the table decides.
+        UserError: no folder for them, no such table, or at the end cells that failed.
     """
     if not flags.out:
         raise UserError("--cells needs a folder for its records: give --out=DIR")
-    if flags.model or flags.recipe or flags.weights or flags.schedule:
-        raise UserError(
-            "--cells brings models and schedules, with random weights; leave --model, "
-            "--recipe, --weights and --schedule out"
-        )
 
     def measure(cell: Cell) -> dict[str, Json]:
         model = create_model(cell.model)
@@ -138,7 +164,7 @@ def cells_of(flags: argparse.Namespace, command: str) -> Iterator[dict[str, Json
         return run_benchmark(model, cell.model, params, cases, speed, command)
 
     cells = read_cells(Path(flags.cells))
-    yield from run_cells(cells, Path(flags.out), measure, flags.minutes)
+    yield from run_cells(cells, Path(flags.out), measure, deadline)
 
 
 def cases_of(
@@ -155,15 +181,20 @@ def speed_of(
     flags: argparse.Namespace, batch_size: int, dtype: str, rounds: int
 ) -> Speed:
     """Returns how to time programs, and beside whose."""
-    peers = tuple(filter(None, flags.peers.split(",")))
-    return Speed(batch_size, dtype, rounds, flags.attention, peers)
+    return Speed(batch_size, dtype, rounds, flags.attention, peers_of(flags))
+
+
+def peers_of(flags: argparse.Namespace) -> tuple[str, ...]:
+    """Returns the names of the peers."""
+    return tuple(filter(None, flags.peers.split(",")))
 
 
 def show(record: dict[str, Json]) -> None:
     """Prints a record's table; nothing for what did not fit."""
     if record["kind"] == "benchmark":
         head = f"{record['model']}, batch {record['batch_size']}, {record['dtype']}"
-        print(f"{head}\n{benchmark_table(record)}", flush=True)
+        failed = record["failed_peers"].values()
+        print("\n".join([head, benchmark_table(record), *failed]), flush=True)
 
 
 def write_latency(flags: argparse.Namespace, command: str) -> None:
@@ -200,7 +231,11 @@ def chosen_model(flags: argparse.Namespace) -> tuple[Model, str]:
         raise UserError("give either --model=NAME or --recipe=FILE")
     if flags.model:
         return create_model(flags.model), flags.model
-    config = cli.load_recipe(Path(flags.recipe))
+    # Only here: without a recipe ml_collections need not be installed.
+    from diffrate_jax.cli import load_recipe
+    from diffrate_jax.recipes import model_of
+
+    config = load_recipe(Path(flags.recipe))
     return model_of(config), config.model
 
 
@@ -216,18 +251,37 @@ def batch_sizes(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """Returns the flags, and of a table of cells no flag that it decides itself.
+
+    Raises:
+        UserError: flags that do not go together, or a number out of range.
+    """
+    flags = parser().parse_args(argv[1:])
+    given = [f"--{name}" for name in IN_CELLS if getattr(flags, name) not in (None, "")]
+    if flags.cells and given:
+        raise UserError(
+            "--cells brings models and schedules, batch sizes, dtype and rounds, with "
+            f"random weights; leave {' and '.join(given)} out"
+        )
+    for name, default in DEFAULTS.items():
+        if getattr(flags, name) is None:
+            setattr(flags, name, default)
+    if flags.rounds < 1:
+        raise UserError(f"--rounds must be at least 1, got {flags.rounds}")
+    return flags
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     argv = sys.argv if argv is None else argv
-    command = cli.command("benchmark", argv)
+    command = arguments.command("benchmark", argv)
 
     def run() -> None:
-        flags = parser().parse_args(argv[1:])
-        if flags.rounds < 1:
-            raise UserError(f"--rounds must be at least 1, got {flags.rounds}")
+        flags = parsed(argv)
         (write_latency if flags.latency_table else benchmark)(flags, command)
 
-    return cli.report_errors(run)
+    return report_errors(run)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,12 @@ where the weights do not say what they belong to.
 import argparse
 from pathlib import Path
 
-from diffrate_jax import cli
 from diffrate_jax.compressions import split_multiple
 from diffrate_jax.errors import UserError, did_you_mean
 from diffrate_jax.files import reason
 from diffrate_jax.model_folder import about, load, load_params
 from diffrate_jax.models import FAMILIES, Model, Params, create_model
 from diffrate_jax.preprocess import Preprocess, of_preset, published
-from diffrate_jax.recipes import model_of, preprocess_of
 
 
 def chosen_model(flags: argparse.Namespace) -> tuple[Model, str, Preprocess]:
@@ -28,7 +26,11 @@ def chosen_model(flags: argparse.Namespace) -> tuple[Model, str, Preprocess]:
         raise UserError("give either --model=NAME or --recipe=FILE")
     own = None
     if flags.recipe:
-        config = cli.load_recipe(Path(flags.recipe))
+        # Only here: without a recipe ml_collections need not be installed.
+        from diffrate_jax.cli import load_recipe
+        from diffrate_jax.recipes import model_of, preprocess_of
+
+        config = load_recipe(Path(flags.recipe))
         model, name = model_of(config), config.model
         own = preprocess_of(config, model)
     elif flags.model:

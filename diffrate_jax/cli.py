@@ -1,21 +1,18 @@
-"""What all programs share: flags, configs, and errors that are one sentence."""
+"""What programs with a config share: its file, its fields as flags, devices."""
 
-import argparse
 import importlib.util
 import os
 import re
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import jax
 from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from diffrate_jax.distributed import coordinator, joined
+from diffrate_jax.distributed import joined
 from diffrate_jax.errors import UserError, did_you_mean
 from diffrate_jax.exits import report_errors
 from diffrate_jax.ranges import check_ranges
@@ -220,41 +217,3 @@ def use_devices(config: ConfigDict) -> None:
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-class Parser(argparse.ArgumentParser):
-    """Flags of a program without a config: `--version`, and errors of one line."""
-
-    def __init__(self, program: str, about: str, examples: str) -> None:
-        super().__init__(
-            prog=f"python -m diffrate_jax.{program}",
-            description=about,
-            epilog=examples,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        version = f"diffrate_jax {__version__}"
-        self.add_argument("--version", action="version", version=version)
-
-    def parse_args(
-        self,
-        args: Sequence[str] | None = None,
-        namespace: argparse.Namespace | None = None,
-    ) -> argparse.Namespace:
-        """Returns the flags.
-
-        Raises:
-            UserError: some that are wrong, or a launcher of many processes.
-        """
-        if coordinator() is not None:
-            raise UserError(f"{self.prog} is one process; run it without a launcher")
-        return super().parse_args(args, namespace)
-
-    def error(self, message: str) -> NoReturn:
-        """Refuses what was given, in the form of all other bad input."""
-        raise UserError(f"{message}; see --help")
-
-
-def command(module: str, argv: Sequence[str]) -> str:
-    """Returns the command line that a user would type to run this again."""
-    return shlex.join(["python", "-m", f"diffrate_jax.{module}", *argv[1:]])

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import jax
 
-from diffrate_jax import cli
+from diffrate_jax import arguments
 from diffrate_jax.cost import cost_macs
 from diffrate_jax.errors import UserError
+from diffrate_jax.exits import report_errors
 from diffrate_jax.files import digest
 from diffrate_jax.model_folder import save_model
 from diffrate_jax.models import Model, architecture, create_model, family_of
 from diffrate_jax.models.presets import presets
-from diffrate_jax.recipes import model_of
 from diffrate_jax.sources import ABOUT, local_path
 from diffrate_jax.tables import aligned
 from diffrate_jax.weights import read_weights
@@ -30,9 +30,9 @@ EXAMPLES = """examples:
 """
 
 
-def parser() -> cli.Parser:
+def parser() -> arguments.Parser:
     """Returns the program's flags."""
-    flags = cli.Parser("convert", __doc__, EXAMPLES)
+    flags = arguments.Parser("convert", __doc__, EXAMPLES)
     flags.add_argument("--list", action="store_true", help="list the presets and leave")
     flags.add_argument("--model", help="preset name; see --list")
     flags.add_argument("--recipe", help="config file whose model is taken instead")
@@ -89,7 +89,11 @@ def chosen_model(flags: argparse.Namespace) -> tuple[Model, str]:
         if getattr(flags, key) is not None
     }
     if flags.recipe:
-        config = cli.load_recipe(Path(flags.recipe))
+        # Only here: without a recipe ml_collections need not be installed.
+        from diffrate_jax.cli import load_recipe
+        from diffrate_jax.recipes import model_of
+
+        config = load_recipe(Path(flags.recipe))
         model = model_of(config)
         fields = architecture(model) | changes
         return create_model(family_of(model), **fields), config.model
@@ -126,8 +130,8 @@ def preset_table() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     argv = sys.argv if argv is None else argv
-    command = cli.command("convert", argv)
-    return cli.report_errors(lambda: convert(parser().parse_args(argv[1:]), command))
+    command = arguments.command("convert", argv)
+    return report_errors(lambda: convert(parser().parse_args(argv[1:]), command))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from diffrate_jax import cli
+from diffrate_jax import arguments, cli
 from diffrate_jax.baselines import NUM_RANDOM, baselines
 from diffrate_jax.budget import parse_budget
 from diffrate_jax.compressions import Cases, cost_of, parse_compression, schedule_of
@@ -181,7 +181,7 @@ def named(text: str, compression: Compression | None) -> tuple[str, str | None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     argv = sys.argv if argv is None else argv
-    run = partial(evaluate, command=cli.command("evaluate", argv))
+    run = partial(evaluate, command=arguments.command("evaluate", argv))
     return cli.run_with_config(run, about=__doc__, define=define, argv=argv)
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffrate_jax import cli
+from diffrate_jax.arguments import Parser
 from diffrate_jax.artefact import (
     PLATFORMS,
     RUNNER,
@@ -23,6 +23,7 @@ from diffrate_jax.artefact import (
 from diffrate_jax.chosen import chosen_model, read_labels, short, weights_of
 from diffrate_jax.compressions import parse_compression, split_multiple
 from diffrate_jax.errors import UserError
+from diffrate_jax.exits import report_errors
 from diffrate_jax.files import Json, digest
 from diffrate_jax.inference import DTYPES
 from diffrate_jax.progress import say
@@ -43,9 +44,9 @@ and then, where there is only jax:
 """
 
 
-def parser() -> cli.Parser:
+def parser() -> Parser:
     """Returns the program's flags."""
-    flags = cli.Parser("export", __doc__, EXAMPLES)
+    flags = Parser("export", __doc__, EXAMPLES)
     flags.add_argument("--weights", help="folder of convert; or a file of any source")
     flags.add_argument("--model", help="preset name, where --weights does not say")
     flags.add_argument("--recipe", help="config file whose model is taken instead")
@@ -122,7 +123,7 @@ def report(out: str, delivery: Delivery, sizes: dict[str, int], seconds: float) 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     argv = sys.argv if argv is None else argv
-    return cli.report_errors(lambda: export(parser().parse_args(argv[1:])))
+    return report_errors(lambda: export(parser().parse_args(argv[1:])))
 
 
 if __name__ == "__main__":

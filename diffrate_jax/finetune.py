@@ -36,7 +36,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from diffrate_jax import cli
+from diffrate_jax import arguments, cli
 from diffrate_jax.dry_run import define_dry_run, dry_run_training, tell
 from diffrate_jax.finetuning import outcome, run_comparison, run_training
 from diffrate_jax.sources import WEIGHTS
@@ -67,7 +67,7 @@ def finetune(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     argv = sys.argv if argv is None else argv
-    run = partial(finetune, command=cli.command("finetune", argv))
+    run = partial(finetune, command=arguments.command("finetune", argv))
     return cli.run_with_config(
         run,
         about=__doc__,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from diffrate_jax import cli, recipes
+from diffrate_jax import arguments, cli, recipes
 from diffrate_jax.compress import Gathered
 from diffrate_jax.files import Json, read_json, write_json
 from diffrate_jax.finetuning import run_training
@@ -100,9 +100,9 @@ def say(text: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     argv = sys.argv if argv is None else argv
-    flags = cli.Parser("quickstart", *__doc__.split("\n\n", 1))
+    flags = arguments.Parser("quickstart", *__doc__.split("\n\n", 1))
     flags.add_argument("--workdir", default="runs/quickstart", help="folder of the run")
-    command = cli.command("quickstart", argv)
+    command = arguments.command("quickstart", argv)
     return cli.report_errors(
         lambda: quickstart(Path(flags.parse_args(argv[1:]).workdir), command)
     )

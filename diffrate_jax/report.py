@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffrate_jax import cli
+from diffrate_jax.arguments import Parser, file_name, folder_name
+from diffrate_jax.exits import report_errors
 from diffrate_jax.progress import say
 from diffrate_jax.reporting import summary, write_report
 
@@ -23,7 +24,7 @@ nothing else. The page needs no other file and no network.
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     argv = sys.argv if argv is None else argv
-    return cli.report_errors(lambda: report(parser().parse_args(argv[1:])))
+    return report_errors(lambda: report(parser().parse_args(argv[1:])))
 
 
 def report(flags: argparse.Namespace) -> None:
@@ -39,17 +40,28 @@ def report(flags: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the program's flags."""
-    flags = cli.Parser("report", __doc__.removeprefix("Program: "), EXAMPLES)
+    flags = Parser("report", __doc__.removeprefix("Program: "), EXAMPLES)
     add = flags.add_argument
     add("--results", metavar="DIR", required=True, help="folder that runs wrote to")
     add(
         "--out",
         metavar="FILE",
+        type=file_name,
         required=True,
         help="HTML file to write, or .md for Markdown",
     )
-    add("--pictures", metavar="DIR", help="folder for the charts as SVG files")
-    add("--markdown", metavar="FILE", help="file for the tables as Markdown too")
+    add(
+        "--pictures",
+        metavar="DIR",
+        type=folder_name,
+        help="folder for the charts as SVG files",
+    )
+    add(
+        "--markdown",
+        metavar="FILE",
+        type=file_name,
+        help="file for the tables as Markdown too",
+    )
     return flags
 
 

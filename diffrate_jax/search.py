@@ -29,7 +29,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from diffrate_jax import cli
+from diffrate_jax import arguments, cli
 from diffrate_jax.dry_run import define_dry_run, dry_run, tell
 from diffrate_jax.files import write_json
 from diffrate_jax.searching import (
@@ -71,7 +71,7 @@ def search(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     argv = sys.argv if argv is None else argv
-    run = partial(search, command=cli.command("search", argv))
+    run = partial(search, command=arguments.command("search", argv))
     return cli.run_with_config(
         run,
         about=__doc__,

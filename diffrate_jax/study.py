@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from diffrate_jax import cli
+from diffrate_jax.arguments import Parser
 from diffrate_jax.errors import StoppedError, UserError
-from diffrate_jax.exits import INTERRUPTED
+from diffrate_jax.exits import INTERRUPTED, report_errors
 from diffrate_jax.files import in_bucket, write_json, write_text
 from diffrate_jax.plan import Plan, Record, Run, without_places
 from diffrate_jax.progress import say
@@ -131,9 +131,9 @@ def publish(runs: Sequence[Run], folder: str, out: Path, own: list[str]) -> None
     say(f"results without places: {out}")
 
 
-def parser() -> cli.Parser:
+def parser() -> Parser:
     """Returns the program's flags."""
-    flags = cli.Parser("study", __doc__.removeprefix("Program: "), EXAMPLE)
+    flags = Parser("study", __doc__.removeprefix("Program: "), EXAMPLE)
     add = flags.add_argument
     add("--plan", metavar="FILE", required=True, help="what to run, as JSON")
     add("--workdir", metavar="DIR", required=True, help="folder of the study")
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv if argv is None else argv
     own = [word for word in argv[1:] if word.startswith("--config.")]
     rest = [word for word in argv[1:] if word not in own]
-    return cli.report_errors(lambda: study(parser().parse_args(rest), own))
+    return report_errors(lambda: study(parser().parse_args(rest), own))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Results as short tables for the terminal."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,8 +32,7 @@ def evaluation_table(record: dict[str, Json]) -> str:
     rows = [["", right, "loss", "GMACs", "of dense", "images/s"]]
     timed = LATENCY in record["rows"][0]
     rows[0] += ["ms by table"] * timed
-    plain = [r for r in record["rows"] if not r["name"].startswith("random")]
-    for row in plain:
+    for row in (row for row in record["rows"] if not is_drawn(row)):
         rows.append(
             [
                 row["name"],
@@ -40,14 +40,20 @@ def evaluation_table(record: dict[str, Json]) -> str:
                 f"{row['loss']:.3f}",
                 f"{row['macs'] / 1e9:.4g}",
                 f"{row['fraction']:.1%}",
-                f"{row['images_per_second']:.0f}" if row["images_per_second"] else "–",
+                shown_rate(row["images_per_second"]),
                 *([f"{row[LATENCY]:.4g}"] if timed else []),
             ]
         )
-    drawn = [r for r in record["rows"] if r["name"].startswith("random")]
+    drawn = [row for row in record["rows"] if is_drawn(row)]
     if drawn:
-        rows.append(random_line(drawn))
+        means = [f"{mean(drawn, LATENCY):.4g}"] if timed else []
+        rows.append([*random_line(drawn), *means])
     return aligned(rows)
+
+
+def is_drawn(row: dict[str, Json]) -> bool:
+    """Returns whether a row is of a random schedule, by the name `baselines` gives."""
+    return re.fullmatch(r"random \d+", row["name"]) is not None
 
 
 def published_table(record: dict[str, Json]) -> str:
@@ -74,17 +80,26 @@ def published_cells(figures: dict[str, Json]) -> list[str]:
 
 def random_line(drawn: Sequence[dict[str, Json]]) -> list[str]:
     """Returns mean and spread over random schedules as one row."""
-    mean = lambda key: np.mean([row[key] for row in drawn])  # noqa: E731
     top1 = [row["top1"] for row in drawn]
     spread = f" ± {np.std(top1, ddof=1):.2f}" if len(drawn) > 1 else ""
     return [
         f"random, {len(drawn)} draws",
-        f"{mean('top1'):.2f}{spread}",
-        f"{mean('loss'):.3f}",
-        f"{mean('macs') / 1e9:.4g}",
-        f"{mean('fraction'):.1%}",
-        f"{mean('images_per_second'):.0f}",
+        f"{mean(drawn, 'top1'):.2f}{spread}",
+        f"{mean(drawn, 'loss'):.3f}",
+        f"{mean(drawn, 'macs') / 1e9:.4g}",
+        f"{mean(drawn, 'fraction'):.1%}",
+        shown_rate(mean(drawn, "images_per_second")),
     ]
+
+
+def mean(rows: Sequence[dict[str, Json]], key: str) -> float:
+    """Returns the mean of a figure over rows."""
+    return float(np.mean([row[key] for row in rows]))
+
+
+def shown_rate(rate: float) -> str:
+    """Returns images per second; too few batches to time give 0, which is none."""
+    return f"{rate:.0f}" if rate else "–"
 
 
 def benchmark_table(record: dict[str, Json]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffrate_jax import cli
+from diffrate_jax.arguments import Parser
 from diffrate_jax.chosen import chosen_model, read_labels, short, weights_of
 from diffrate_jax.compressions import parse_compression, schedule_of
 from diffrate_jax.cost import cost_macs
@@ -23,6 +23,7 @@ from diffrate_jax.depiction.figure import token_figure
 from diffrate_jax.depiction.page import Facts, token_page
 from diffrate_jax.depiction.views import Picture
 from diffrate_jax.errors import UserError
+from diffrate_jax.exits import report_errors
 from diffrate_jax.files import write_text
 from diffrate_jax.models import Model
 from diffrate_jax.models.vit import Compression
@@ -46,9 +47,9 @@ MOST = 400
 COLUMNS = 6
 
 
-def parser() -> cli.Parser:
+def parser() -> Parser:
     """Returns the program's flags."""
-    flags = cli.Parser("visualize", __doc__, EXAMPLES)
+    flags = Parser("visualize", __doc__, EXAMPLES)
     add = flags.add_argument
     add("--weights", help="folder of convert; or a file of any source")
     add("--model", help="preset name, where --weights does not say")
@@ -227,7 +228,7 @@ def write(out: str, pictures: Sequence[Picture], facts: Facts, kind: str) -> Non
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     argv = sys.argv if argv is None else argv
-    return cli.report_errors(lambda: visualize(parser().parse_args(argv[1:])))
+    return report_errors(lambda: visualize(parser().parse_args(argv[1:])))
 
 
 if __name__ == "__main__":

@@ -181,6 +181,7 @@ REFUSED = {
     "quickstart --worker=3": "--worker=3",
     "report --results={tmp}/none --out={tmp}/report.html": "none",
     "report --results={data} --out={tmp}/report.html": "data.npz",
+    "report --results={tmp} --out=": "--out: expected the name of a file, got ''",
 }
 
 

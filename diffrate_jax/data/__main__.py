@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from diffrate_jax import cli
+from diffrate_jax import arguments, cli
 from diffrate_jax.data.stages import READ, Stage, in_series, rates
 from diffrate_jax.environment import environment
 from diffrate_jax.errors import UserError
@@ -111,7 +111,7 @@ def table(record: dict[str, Json]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     argv = sys.argv if argv is None else argv
-    run = functools.partial(measure, command=cli.command("data", argv))
+    run = functools.partial(measure, command=arguments.command("data", argv))
     return cli.run_with_config(
         run, about=__doc__, define=define, argv=argv, needs_workdir=lambda _: False
     )

@@ -51,8 +51,10 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkRow:
-    """Speed of one row; efficiency is speed-up times the fraction of dense MACs.
+    """Speed of one row.
 
+    Speed-up is over the first row, which is dense. Efficiency is speed-up over the
+    fastest dense row, a peer's too (`best_dense`), times the row's share of dense MACs.
     Memory is in bytes, `of_peak` a share of what the device does in a large product.
     """
 

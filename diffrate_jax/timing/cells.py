@@ -7,7 +7,12 @@ from pathlib import Path
 
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import Json, read_json, write_json
+from diffrate_jax.inference import DTYPES
 from diffrate_jax.progress import say
+from diffrate_jax.timing.places import record_path
+
+# Kinds of records without a figure: too large for the device, and to be tried again.
+MISFIT, FAILED = "no benchmark", "failed benchmark"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +25,9 @@ class Cell:
         batch_size: images to a call.
         dtype: of weights and activations.
         rounds: times that each program runs.
+
+    Raises:
+        ValueError: an unknown dtype, or a number that is not positive.
     """
 
     model: str
@@ -28,10 +36,27 @@ class Cell:
     dtype: str
     rounds: int
 
-    @property
-    def file(self) -> str:
-        """Name of its record."""
-        return f"{self.model}_{self.dtype}_b{self.batch_size}.json"
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {DTYPES}, got {self.dtype!r}")
+        for name in ("rounds", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+
+    def path(self, folder: Path) -> Path:
+        """Returns where its record is, or would be now."""
+        return record_path(
+            folder, self.model, self.dtype, self.batch_size, self.schedule
+        )
+
+    def kind_in(self, folder: Path) -> str | None:
+        """Returns the kind of its record, None if there is none yet.
+
+        Raises:
+            UserError: the record is damaged.
+        """
+        path = self.path(folder)
+        return read_json(path)["kind"] if path.exists() else None
 
 
 def read_cells(path: Path) -> list[Cell]:
@@ -67,41 +92,62 @@ def run_cells(
     cells: list[Cell],
     folder: Path,
     measure: Callable[[Cell], dict[str, Json]],
-    minutes: float,
+    deadline: float,
 ) -> Iterator[dict[str, Json]]:
     """Yields the records that were still missing, each written as soon as it is there.
 
-    A cell is begun only if the longest one so far would still end in time. What does
-    not fit a device is recorded too, so that nobody tries it twice.
+    The first cell is begun whatever the time, another one only if twice the longest so
+    far would still end in time. What does not fit a device is recorded too, so that
+    nobody tries it twice; what fails otherwise is tried again, after all others.
 
     Args:
         cells: of the table.
         folder: of the records.
         measure: makes the record of a cell.
-        minutes: after which no cell may be running.
+        deadline: in seconds of `time.monotonic`, when no cell may be running any more.
+
+    Raises:
+        UserError: at the end, if cells failed; it names them.
     """
-    began, longest = time.monotonic(), 0.0
-    missing = [cell for cell in cells if not (folder / cell.file).exists()]
-    for number, cell in enumerate(missing):
+    longest, failed = 0.0, []
+    left = left_of(cells, folder)
+    for number, cell in enumerate(left):
         start = time.monotonic()
-        if start - began + longest > 60 * minutes:
-            left = len(missing) - number
-            say(f"{left} cells left; the same command goes on with them")
-            return
-        say(f"{cell.file}: {number + 1} of {len(missing)} that are left")
+        if number and start + 2 * longest > deadline:
+            say(f"{len(left) - number} cells left; the same command goes on with them")
+            break
+        path = cell.path(folder)
+        say(f"{path.name}: {number + 1} of {len(left)} that are left")
         record = recorded(cell, measure)
-        write_json(folder / cell.file, record)
+        if "reason" in record:
+            say(f"{path.name}: {record['reason']}")
+        if record["kind"] == FAILED:
+            failed.append(path.name)
+        write_json(path, record)
         longest = max(longest, time.monotonic() - start)
         yield record
+    if failed:
+        raise UserError(
+            f"{len(failed)} cells failed for the reasons above: {', '.join(failed)}; "
+            "the same command tries them again"
+        )
+
+
+def left_of(cells: list[Cell], folder: Path) -> list[Cell]:
+    """Returns the cells without a result, last of all those that failed before."""
+    kinds = {cell: cell.kind_in(folder) for cell in cells}
+    return [cell for kind in (None, FAILED) for cell in cells if kinds[cell] == kind]
 
 
 def recorded(cell: Cell, measure: Callable[[Cell], dict[str, Json]]) -> dict[str, Json]:
     """Returns the record of a cell, or why there is none."""
     try:
         return measure(cell)
-    except RuntimeError as error:  # JAX's and PyTorch's alike.
+    except Exception as error:  # One bad cell is not to cost all others.
         what = str(error).strip().split("\n")[0]
-        if "RESOURCE_EXHAUSTED" not in what and "out of memory" not in what.lower():
-            raise
-        say(f"{cell.file}: {what}")
-        return {"kind": "no benchmark", **dataclasses.asdict(cell), "reason": what}
+        # JAX's and PyTorch's alike.
+        full = "RESOURCE_EXHAUSTED" in what or "out of memory" in what.lower()
+        kind = MISFIT if full and isinstance(error, RuntimeError) else FAILED
+        if kind == FAILED and not isinstance(error, UserError):
+            what = f"{type(error).__name__}: {what}"
+        return {"kind": kind, **dataclasses.asdict(cell), "reason": what}

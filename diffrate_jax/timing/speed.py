@@ -9,6 +9,7 @@ from diffrate_jax.inference import compile_inference
 from diffrate_jax.models import Model, Params
 from diffrate_jax.models.vit import Compression
 from diffrate_jax.timing import Timed, matrix_peak, ours, peers, time_in_turn
+from diffrate_jax.timing.peers import PeerError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,11 @@ class Speed:
 def run_benchmark(
     model: Model, name: str, params: Params, cases: Cases, speed: Speed, command: str
 ) -> dict[str, Json]:
-    """Times each case, dense first, alternately in one run; returns the record."""
+    """Times each case, dense first, alternately in one run.
+
+    Returns:
+        The record; of peers that failed it has a sentence each instead of a row.
+    """
 
     def compiled(case: str, compression: Compression | None) -> Timed:
         predict = compile_inference(
@@ -48,11 +53,13 @@ def run_benchmark(
         return ours(case, predict, macs, dense=compression is None)
 
     timed = [compiled(case, compression) for case, compression in cases.items()]
-    timed += [
-        peers.timed(peer, name, model, speed.batch_size, speed.dtype)
-        for peer in speed.peers
-    ]
-    rows = time_in_turn(timed, model.image_size, speed.batch_size, rounds=speed.rounds)
+    failed = {}
+    for peer in speed.peers:
+        try:
+            timed.append(peers.timed(peer, name, model, speed.batch_size, speed.dtype))
+        except PeerError as error:
+            failed[peer] = str(error)
+    rows = rows_without(failed, timed, model.image_size, speed)
     peak = matrix_peak(speed.dtype)
     for row, compression in zip(rows, cases.values(), strict=False):  # Peers have none.
         schedule = schedule_of(compression, model.geometry)
@@ -68,4 +75,24 @@ def run_benchmark(
         "dtype": speed.dtype,
         "peak_flops": peak,
         "rows": rows,
+        "failed_peers": failed,
     }
+
+
+def rows_without(
+    failed: dict[str, str], timed: list[Timed], image_size: int, speed: Speed
+) -> list[dict[str, Json]]:
+    """Returns rows of programs in turn; all begin anew where a peer fails.
+
+    Args:
+        failed: why, by peer; those that fail now are added to it.
+        timed: the programs.
+        image_size: rows and columns of an image, in pixels.
+        speed: how to time them.
+    """
+    while True:
+        left = [program for program in timed if program.name not in failed]
+        try:
+            return time_in_turn(left, image_size, speed.batch_size, rounds=speed.rounds)
+        except PeerError as error:
+            failed[error.peer] = str(error)
