@@ -33,6 +33,7 @@ from diffrate_jax.models import architecture, create_model
 from diffrate_jax.reporting import sections, write_report
 from diffrate_jax.reporting.charts import Axis, Chart, Look
 from diffrate_jax.reporting.curves import thinned
+from diffrate_jax.reporting.looks import KNOWN, looks_of
 from diffrate_jax.reporting.reader import find_results
 from diffrate_jax.reporting.results import geometry_of
 from diffrate_jax.reporting.scatter import apart
@@ -444,3 +445,23 @@ def test_help_shows_an_example(capsys):
         run_report("--help")
     assert stop.value.code == 0
     assert "diffrate_jax.report --results=runs" in capsys.readouterr().out
+
+
+def test_no_two_methods_look_alike():
+    names = [*KNOWN, "seed 1", "after", "EViT of ours", "tome:8", "published:2.9"]
+    looks = looks_of(names)
+    assert list(looks) == names
+    assert len({(look.shape, look.colour) for look in looks.values()}) == len(names)
+
+
+def test_rules_are_not_one_mean(tmp_path):
+    """Of many runs of several rules, what was learned stays apart by its rule."""
+    for number, rule in enumerate(["redundancy", "tome"] * 4):
+        record = evaluation(number, ("dense", "learned"), f"{40 + number // 2}%")
+        record["command"] += f" --config.steps={number}"
+        for row in record["rows"]:
+            row["rule"] = rule
+        write(tmp_path / f"run{number}" / "evaluation.json", record)
+    lines = tables_of(tmp_path)["Accuracy by target"].lines
+    labels = [line.cells[0] for line in lines]
+    assert labels == ["dense", "learned · redundancy", "learned · tome"]

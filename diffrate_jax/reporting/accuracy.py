@@ -101,7 +101,9 @@ def pivot(board: Board) -> Table:
     is_summed = len(board.families) > MANY
     rows: dict[tuple[str, str], dict[str | None, list[Method]]] = {}
     for method in (m for m in board.methods if m.target or m.kind == "dense"):
-        key = method.name, "" if is_summed else method.family
+        # What was learned for one rule is no mean of that for another.
+        rule = method.rows[0].rule if method.kind == "learned" else None
+        key = method.name, (rule or "") if is_summed else method.family
         rows.setdefault(key, {}).setdefault(method.target, []).append(method)
     best = {
         target: max(mean_top1(by[target]) for by in rows.values() if target in by)
@@ -126,7 +128,7 @@ def pivot(board: Board) -> Table:
             if is_best and kind != "dense"
             else ""
         )
-        lines.append(Line([label, *cells], family, mark))
+        lines.append(Line([label, *cells], "" if is_summed else family, mark))
     folds = " (mean over runs, and from lowest to highest)" if is_summed else ""
     header = [f"top-1, %, at a target of{folds}", *map(str, board.targets)]
     return Table("Accuracy by target", header, lines)

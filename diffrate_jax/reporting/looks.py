@@ -15,6 +15,8 @@ KNOWN = {
     "ToMe constant": Look("ToMe constant", "orange"),
     "ToMe decreasing": Look("ToMe decreasing", "red", "down"),
     "ToMe increasing": Look("ToMe increasing", "sky", "up"),
+    "uniform": Look("uniform", "grey"),
+    "EViT": Look("EViT", "sky", "square"),
     "prune only": Look("prune only", "green", "up"),
     "merge only": Look("merge only", "purple", "diamond"),
     "redundancy constant": Look("redundancy constant", "blue", "square"),
@@ -25,15 +27,18 @@ KNOWN = {
 
 def looks_of(names: Iterable[str]) -> dict[str, Look]:
     """Returns a look for each name, in their order; what is learned stands out."""
-    free = itertools.product(SHAPES, COLOURS)
+    taken = {(look.shape, look.colour) for look in KNOWN.values()}
+    every = itertools.cycle(itertools.product(SHAPES, COLOURS))
+    free = (pair for pair in every if pair not in taken)
+    stars = itertools.cycle(c for c in COLOURS if ("star", c) not in taken)
     looks = {}
     for name in dict.fromkeys(names):
         if name in KNOWN:
             looks[name] = KNOWN[name]
             continue
-        shape, colour = next(free)
         strong = is_learned(name)
-        looks[name] = Look(name, colour, "star" if strong else shape, is_strong=strong)
+        shape, colour = ("star", next(stars)) if strong else next(free)
+        looks[name] = Look(name, colour, shape, is_strong=strong)
     return looks
 
 
