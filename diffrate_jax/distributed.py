@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
 import jax
 from jax.experimental import multihost_utils
@@ -43,6 +44,41 @@ def joined() -> Iterator[None]:
     if place is None:
         yield
         return
+    with own_output() as nothing:
+        connect(place)
+        said = contextlib.redirect_stdout(sys.stdout if is_first() else nothing)
+        try:
+            with said:
+                yield
+        except StoppedError:
+            jax.distributed.shutdown()
+            raise
+        jax.distributed.shutdown()
+
+
+@contextlib.contextmanager
+def own_output() -> Iterator[TextIO]:
+    """Keeps what libraries print off standard output, which is for what we print.
+
+    The one that connects processes of CPUs writes there from several threads, lines in
+    pieces, past Python: so its descriptor leads nowhere meanwhile. Yields that nowhere.
+    """
+    sys.stdout.flush()
+    with open(os.devnull, "w") as nothing, open(os.dup(1), "w", buffering=1) as own:
+        os.dup2(nothing.fileno(), 1)
+        try:
+            with contextlib.redirect_stdout(own):
+                yield nothing
+        finally:
+            os.dup2(own.fileno(), 1)
+
+
+def connect(place: dict[str, str | int]) -> None:
+    """Waits until all processes of the run, and their devices, know each other.
+
+    Raises:
+        UserError: they do not.
+    """
     try:
         jax.distributed.initialize(**place, heartbeat_timeout_seconds=HEARTBEAT)
         # All at once: the processes wait two minutes for each other's devices.
@@ -53,16 +89,6 @@ def joined() -> Iterator[None]:
             f"the processes of this run did not find each other: {what}; start all of "
             f"them with one of launch/, or unset {COORDINATOR}"
         ) from error
-    with contextlib.ExitStack() as quiet:
-        if not is_first():
-            nothing = quiet.enter_context(open(os.devnull, "w"))
-            quiet.enter_context(contextlib.redirect_stdout(nothing))
-        try:
-            yield
-        except StoppedError:
-            jax.distributed.shutdown()
-            raise
-    jax.distributed.shutdown()
 
 
 def coordinator() -> dict[str, str | int] | None:

@@ -52,10 +52,8 @@ export DIFFRATE_COORDINATOR=localhost:$port DIFFRATE_PROCESSES=$processes
 export JAX_NUM_CPU_DEVICES=$devices PYTHONUNBUFFERED=1
 
 for ((i = 0; i < processes; i++)); do
-  # The library that connects processes of CPUs speaks on standard output, a line at
-  # times in two pieces.
   if [[ $i == 0 ]]; then
-    DIFFRATE_PROCESS=$i "$@" > >(grep --line-buffered -v -e '^\[Gloo\]' -e 'peer ranks') &
+    DIFFRATE_PROCESS=$i "$@" &
   else
     DIFFRATE_PROCESS=$i "$@" >/dev/null 2>"$logs/$i" &
   fi
