@@ -30,6 +30,7 @@ from diffrate_jax.errors import UserError, did_you_mean
 from diffrate_jax.files import Json, digest, in_bucket, write_json, writing
 from diffrate_jax.inference import DTYPES
 from diffrate_jax.models import Model, Params, architecture, family_of, forward
+from diffrate_jax.models.precision import narrowed
 from diffrate_jax.models.vit import Compression
 from diffrate_jax.preprocess import Preprocess
 from diffrate_jax.shapes import Array
@@ -109,8 +110,9 @@ def save_artefact(
     from safetensors.numpy import save_file
 
     check_place(folder)
+    params = narrowed(params, jnp.dtype(delivery.dtype))
     weights = {
-        name: np.ascontiguousarray(weight, jnp.dtype(delivery.dtype))
+        name: np.ascontiguousarray(weight)
         for name, weight in flatten_dict(params, sep=".").items()
     }
     program = exported(delivery, weights)

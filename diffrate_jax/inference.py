@@ -13,6 +13,7 @@ from diffrate_jax.compress import Gathered
 from diffrate_jax.errors import UserError, did_you_mean
 from diffrate_jax.models import Model, Params, check_images, forward
 from diffrate_jax.models.fused import FORMS, best_form
+from diffrate_jax.models.precision import narrowed
 from diffrate_jax.models.vit import Compression, ViT
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Array
@@ -109,7 +110,8 @@ def compile_inference(
         schedule: a `Schedule`, a `ToMe`, or None for the dense model.
         batch_size: images to a call; several, such as (1, 8, 64), compile a program
             each, and a call takes the smallest that holds its images.
-        dtype: of weights and activations: "float32" or "bfloat16".
+        dtype: of weights and activations: "float32" or "bfloat16" (in which the
+            embedding, and sums within a block, stay float32).
         devices: over which every batch is split; one by default.
         attention: "plain", "xla" or "cudnn" (`fused`); "auto" takes the fastest for the
             device and the type.
@@ -129,7 +131,7 @@ def compile_inference(
         )
     if isinstance(schedule, Schedule):
         schedule = Gathered(schedule)
-    params = jax.tree.map(lambda w: np.asarray(w, jnp.dtype(dtype)), params)
+    params = narrowed(params, jnp.dtype(dtype))
     model = model.clone(dtype=jnp.dtype(dtype))
     form = form_of(attention, model, devices[0], str(dtype))
     if isinstance(model, ViT):

@@ -51,6 +51,24 @@ class Attended:
     keys: Array
 
 
+def one_each(x_BND: Array) -> Array:
+    """Returns the origin [B, N, N] of tokens of which each is still itself."""
+    batch, num_tokens = x_BND.shape[:2]
+    itself_NN = jnp.eye(num_tokens, dtype=jnp.float32)
+    return jnp.broadcast_to(itself_NN, (batch, num_tokens, num_tokens))
+
+
+def finished(tokens: Tokens) -> Tokens:
+    """Fills in sizes and marks of life; the dead have no origin."""
+    alive_BN = tokens.alive
+    if alive_BN is None:
+        alive_BN = jnp.ones_like(tokens.sizes())
+    origin = tokens.origin
+    if origin is not None:
+        origin = origin * jax.lax.stop_gradient(alive_BN)[..., None]
+    return tokens.replace(size=tokens.sizes(), alive=alive_BN, origin=origin)
+
+
 def at_least_float32(x: Array) -> jnp.dtype:
     """Returns the type for sizes and scores beside activations of `x`'s type."""
     return jnp.promote_types(x.dtype, jnp.float32)

@@ -27,6 +27,7 @@ from diffrate_jax.budget import fit_to_budget, uniform
 from diffrate_jax.compressions import parse_compression
 from diffrate_jax.cost import macs_of
 from diffrate_jax.data.photo import central
+from diffrate_jax.models.precision import narrowed
 from diffrate_jax.preprocess import Preprocess, published
 
 ROOT = Path(__file__).parent.parent
@@ -436,8 +437,9 @@ def test_bfloat16_is_that_of_the_fast_path(tmp_path: Path):
     delivery, (model, params) = delivery_of("cls", "diffrate"), made("cls")
     delivery = dataclasses.replace(delivery, dtype="bfloat16", platforms=("cpu",))
     sizes = save_artefact(tmp_path / "a", delivery, params)
-    count = sum(weight.size for weight in jax.tree.leaves(params))
-    assert 2 * count < sizes["weights.safetensors"] < 2 * count + 8000
+    weights = jax.tree.leaves(narrowed(params, jnp.bfloat16))
+    total = sum(weight.nbytes for weight in weights)
+    assert total < sizes["weights.safetensors"] < total + 8000
     images, image = images_of(model, 4), delivery.preprocess
     found = np.asarray(runner.Predict(tmp_path / "a")(images))
     schedule = delivery.compression.schedule

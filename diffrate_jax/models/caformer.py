@@ -17,15 +17,9 @@ from diffrate_jax.models.metaformer import (
     Head,
     as_tokens,
 )
-from diffrate_jax.models.vit import (
-    Compression,
-    Output,
-    average,
-    finished,
-    one_each,
-)
+from diffrate_jax.models.vit import Compression, Output, average
 from diffrate_jax.shapes import Array, Geometry
-from diffrate_jax.tokens import Tokens
+from diffrate_jax.tokens import Tokens, finished, one_each
 
 KERNELS, STRIDES, PADDINGS = (7, 3, 3, 3), (4, 2, 2, 2), (2, 1, 1, 1)
 # The stages of attention; tokens are merged in the first of them.

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from diffrate_jax.models.layers import Attention, LayerNorm
 from diffrate_jax.shapes import Array
-from diffrate_jax.tokens import Attended, Tokens, restore
+from diffrate_jax.tokens import Attended, Tokens, at_least_float32, restore
 
 EPSILON = 1e-6
 # Of the head's own LayerNorm; all others have the one above.
@@ -180,11 +180,14 @@ class AttentionBlock(nn.Module):
         )  # fmt: skip
         x_BND = plain_norm(self.dtype, "norm1")(tokens.x)
         x_BND, seen = attend(x_BND, tokens, **attention)
-        x_BND = Scale(name="res_scale1")(tokens.x) + drop(x_BND, 0)
+        # Not rounded before the end of the block, as in `vit.Block`.
+        before_BND = tokens.x.astype(at_least_float32(tokens.x))
+        x_BND = Scale(name="res_scale1")(before_BND) + drop(x_BND, 0)
         tokens = compress(tokens.replace(x=x_BND), seen)
         mlp = StarMlp(self.dtype, name="mlp")
         x_BND = drop(mlp(plain_norm(self.dtype, "norm2")(tokens.x)), 1)
-        return tokens.replace(x=Scale(name="res_scale2")(tokens.x) + x_BND)
+        x_BND = Scale(name="res_scale2")(tokens.x) + x_BND
+        return tokens.replace(x=x_BND.astype(self.dtype))
 
 
 class Head(nn.Module):

@@ -20,7 +20,13 @@ from diffrate_jax.models.layers import (
 )
 from diffrate_jax.rates import Kept
 from diffrate_jax.shapes import Array, Geometry
-from diffrate_jax.tokens import Attended, Tokens
+from diffrate_jax.tokens import (
+    Attended,
+    Tokens,
+    at_least_float32,
+    finished,
+    one_each,
+)
 from diffrate_jax.tome import ToMe
 
 Compression = Gathered | Masked | ToMe
@@ -81,11 +87,13 @@ class Block(nn.Module):
         heads = {"num_heads": self.num_heads, "qkv_bias": self.qkv_bias}
         attend = Attention(**heads, dtype=self.dtype, form=self.attention, name="attn")
         x_BND, seen = attend(norm("norm1")(tokens.x), tokens, **attention)
-        x_BND = tokens.x + drop(scale("ls1")(x_BND), 0)
+        # Not rounded before the end of the block: in bfloat16 that tips choices.
+        before_BND = tokens.x.astype(at_least_float32(tokens.x))
+        x_BND = before_BND + drop(scale("ls1")(x_BND), 0)
         tokens = compress(tokens.replace(x=x_BND), seen)
         mlp = Mlp(round(x_BND.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")
-        x_BND = scale("ls2")(mlp(norm("norm2")(tokens.x)))
-        return tokens.replace(x=tokens.x + drop(x_BND, 1))
+        x_BND = tokens.x + drop(scale("ls2")(mlp(norm("norm2")(tokens.x))), 1)
+        return tokens.replace(x=x_BND.astype(self.dtype))
 
 
 class ViT(nn.Module):
@@ -199,23 +207,30 @@ class ViT(nn.Module):
         return Output(logits_BV, finished(tokens), kept, normed_BND)
 
     def _embed(self, images_BYXC: Array, *, trace: bool) -> Tokens:
-        """Cuts images into patches and adds prefix tokens and positions."""
-        x_BND = nn.Dense(self.width, dtype=self.dtype, name="patch_embed")(
-            patches(images_BYXC.astype(self.dtype), self.patch_size)
-        )
-        prefix = self._prefix(x_BND.shape[0])
+        """Cuts images into patches and adds prefix tokens and positions.
+
+        Not rounded before the end: bfloat16 pixels, too, tip the choice of tokens.
+        """
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        # What TPUs and GPUs multiply by default is as narrow as bfloat16, or nearly.
+        precision = None if self.dtype == wide else jax.lax.Precision.HIGH
+        x_BND = nn.Dense(
+            self.width, dtype=wide, precision=precision, name="patch_embed"
+        )(patches(images_BYXC.astype(wide), self.patch_size))
+        prefix = self._prefix(x_BND.shape[0], wide)
         if self.position_prefix:
             x_BND = self._add_positions(jnp.concatenate([*prefix, x_BND], axis=1))
         else:
             x_BND = jnp.concatenate([*prefix, self._add_positions(x_BND)], axis=1)
+        x_BND = x_BND.astype(self.dtype)
         return Tokens(x_BND, origin=one_each(x_BND) if trace else None)
 
     def _add_positions(self, x_BND: Array) -> Array:
         small = nn.initializers.truncated_normal(SPREAD)
         position_1ND = self.param("pos_embed", small, (1, *x_BND.shape[1:]))
-        return x_BND + position_1ND.astype(self.dtype)
+        return x_BND + position_1ND.astype(x_BND.dtype)
 
-    def _prefix(self, batch: int) -> list[Array]:
+    def _prefix(self, batch: int, dtype: jnp.dtype) -> list[Array]:
         """Returns the learned tokens before the patches, each kind [B, P, D]."""
         counts = {
             "cls_token": min(1, self.prefix_tokens),
@@ -227,7 +242,7 @@ class ViT(nn.Module):
             if count:
                 token_1PD = self.param(name, small, (1, count, self.width))
                 shape = (batch, count, self.width)
-                found.append(jnp.broadcast_to(token_1PD.astype(self.dtype), shape))
+                found.append(jnp.broadcast_to(token_1PD.astype(dtype), shape))
         return found
 
     def _head(self, tokens: Tokens, *, every: bool) -> tuple[Array, Array | None]:
@@ -262,13 +277,6 @@ def patches(images_BYXC: Array, patch_size: int) -> Array:
     return split.reshape(batch, grid[0] * grid[1], patch_size**2 * channels)
 
 
-def one_each(x_BND: Array) -> Array:
-    """Returns the origin [B, N, N] of tokens of which each is still itself."""
-    batch, num_tokens = x_BND.shape[:2]
-    itself_NN = jnp.eye(num_tokens, dtype=jnp.float32)
-    return jnp.broadcast_to(itself_NN, (batch, num_tokens, num_tokens))
-
-
 def average(tokens: Tokens, prefix_tokens: int) -> Array:
     """Returns the mean patch token [B, D], each weighted by the patches it stands for.
 
@@ -282,14 +290,3 @@ def average(tokens: Tokens, prefix_tokens: int) -> Array:
     x_BND = tokens.x[:, prefix_tokens:]
     mean_BD = jnp.einsum("BND,BN->BD", x_BND.astype(weight_BN.dtype), weight_BN)
     return (mean_BD / total_B1).astype(tokens.x.dtype)
-
-
-def finished(tokens: Tokens) -> Tokens:
-    """Fills in sizes and marks of life; the dead have no origin."""
-    alive_BN = tokens.alive
-    if alive_BN is None:
-        alive_BN = jnp.ones_like(tokens.sizes())
-    origin = tokens.origin
-    if origin is not None:
-        origin = origin * jax.lax.stop_gradient(alive_BN)[..., None]
-    return tokens.replace(size=tokens.sizes(), alive=alive_BN, origin=origin)
