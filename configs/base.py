@@ -89,7 +89,7 @@ def search_fields(config: ConfigDict) -> ConfigDict:
     # Or "tome", "evit", "diffrate"; of this "prune_only" or "merge_only" too.
     config.rule = "redundancy"
     config.method = "projected"  # or "penalised"
-    config.objective = "match_dense"  # no labels needed; or "cross_entropy"
+    config.objective = "match_logits"  # or "match_dense"; with labels "cross_entropy"
     config.start = "uniform"  # or "dense", or anything that --schedule takes
     config.blocks = "all"  # may compress; or "model": all but the first
     config.tighten = 0.25  # projected, as are the next two
@@ -99,7 +99,7 @@ def search_fields(config: ConfigDict) -> ConfigDict:
     config.penalty = 5.0
     config.penalty_unit = "relative"  # dense counts as 4.6; or "gmacs"
     config.reference = False
-    config.refine_images = 1024  # held out for moving the last tokens; 0 for none
+    config.refine_images = 1024  # held out for refining the counts; 0 for none
     config.compare_images = 1024  # with hand-made schedules at the end; 0 for none
     return config
 

@@ -110,7 +110,7 @@ def dry_run(config: ConfigDict, devices: int) -> DryRun:
         targets={budget.text: budget.limit for budget in budgets},
         unit=budgets[0].measure.unit,
         steps=config.steps * len(budgets),
-        besides="the last tokens' moves and the comparison",
+        besides="refining and the comparison",
     )
 
 

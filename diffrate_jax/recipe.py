@@ -10,7 +10,7 @@ from diffrate_jax.schedule import Schedule
 
 CHOICES = {
     "method": ("projected", "penalised"),
-    "objective": ("match_dense", "cross_entropy"),
+    "objective": ("match_logits", "match_dense", "cross_entropy"),
     "blocks": ("all", "model"),
     "penalty_unit": ("relative", "gmacs"),
 }
@@ -31,8 +31,9 @@ class Recipe:
         method: "projected" moves one expected count per block along the budget
             (`learning.projected`); "penalised" moves logits over all candidates with a
             penalty on the cost (`learning.penalised`, the published method).
-        objective: "match_dense" is the divergence from the dense model's outputs, which
-            needs no labels; "cross_entropy" is the loss with labels.
+        objective: the distance from the dense model's logits, "match_logits", or the
+            divergence from its probabilities, "match_dense", which need no labels; or
+            "cross_entropy", the loss with labels (`learning.objective`).
         start: "uniform", "dense", or a schedule.
         blocks: which may compress: "all" of a model that does not say itself, or just
             those of the "model" (`ViT.compress`; by default not the first).
@@ -49,7 +50,7 @@ class Recipe:
         penalty_unit: what cost is measured in there: "relative" scales the model's
             dense cost to DeiT-S's 4.6, "gmacs" is the published absolute unit.
         reference: reproduce the published search path (see `Masked`).
-        refine_images: held-out images by which last tokens are exchanged; 0: none.
+        refine_images: held-out images by which counts are refined; 0: none.
         drop_path: largest rate of stochastic depth.
         remat: compute each block again for its gradient, instead of keeping it.
         augment: what happens to uint8 images and to integer labels on the device.
@@ -62,7 +63,7 @@ class Recipe:
     steps: int = 500
     rule: str = "redundancy"
     method: str = "projected"
-    objective: str = "match_dense"
+    objective: str = "match_logits"
     start: str | Schedule = "uniform"
     blocks: str = "all"
     learning_rate: float = 0.01

@@ -28,7 +28,7 @@ from diffrate_jax.learning import (
     learn_schedules,
     searched,
 )
-from diffrate_jax.learning.objective import MATCH_DENSE
+from diffrate_jax.learning.objective import CROSS_ENTROPY, MATCH_LOGITS
 from diffrate_jax.models import Model, Params, forward
 from diffrate_jax.progress import say
 from diffrate_jax.rates import candidate_counts
@@ -89,12 +89,12 @@ def check_labels(config: ConfigDict, dataset: Dataset, model: Model) -> None:
     Raises:
         UserError: naming both numbers.
     """
-    labelled = config.objective != MATCH_DENSE
+    labelled = config.objective == CROSS_ENTROPY
     if labelled and not fits(dataset, model):
         raise UserError(
             f"the model tells {model.num_classes} classes apart, {dataset.name} has "
             f"{dataset.num_classes}; use a model made for the dataset, or the "
-            f"objective {MATCH_DENSE}, which needs no labels"
+            f"objective {MATCH_LOGITS}, which needs no labels"
         )
 
 
@@ -104,7 +104,7 @@ def schedule_file(target: str, *, alone: bool) -> str:
 
 
 def held_out(config: ConfigDict, dataset: Dataset) -> int:
-    """Returns how many images are held out for the last tokens: none of them twice.
+    """Returns how many images are held out for refining: none of them twice.
 
     They are the first of the stream. Where a search goes through its images more than
     once it sees them too, from the second epoch on; a schedule says of how many images

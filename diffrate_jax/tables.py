@@ -171,7 +171,7 @@ def summary(schedule: Schedule) -> str:
     found = schedule.provenance
     state = "settled" if found["settled"] else "still moving: more steps may help"
     moves = found.get("moves", ())
-    moved = sum("more" in move for move in moves)
+    steps = sum("step" in move for move in moves)
     lines = [move["line"] for move in moves if "line" in move]
     lined = f"a {lines[0]} line was better; " if lines else ""
     timed = (
@@ -180,7 +180,7 @@ def summary(schedule: Schedule) -> str:
     return timed + (
         f"{found['macs'] / 1e9:.4g} GMACs, {found['macs'] / found['dense_macs']:.1%} "
         f"of dense, target {found['target']}; {state}; {lined}"
-        f"{moved} exchanges of last tokens"
+        f"refined in {steps} step{'s' * (steps != 1)}"
     )
 
 

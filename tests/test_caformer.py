@@ -394,7 +394,7 @@ def test_a_search_ends_within_its_budget(method: str):
     assert schedule.merge[3:] == (schedule.merge[3],) * 2 + (LATER,) * 2
 
 
-def test_the_last_tokens_are_exchanged_between_free_blocks():
+def test_refining_moves_tokens_between_free_blocks():
     """Where block 2 alone matters, tokens go there, and stage 4 keeps all."""
     model = small()
     start = dr.Schedule(None, (16, 14, 9, 7, 7, 4, 4), rule="redundancy")

@@ -271,7 +271,7 @@ def test_a_fitted_schedule_fills_its_milliseconds(merge, share):
             assert full or measure(dr.Schedule(None, left, rule=RULE)) > limit
 
 
-def test_last_tokens_are_exchanged_within_milliseconds():
+def test_refining_holds_the_milliseconds():
     """Tokens are worth most in the last block: some go there, and the time holds."""
     measure = table().measure(small(), RULE)
     start = dr.Schedule(None, (50, 40, 30, 20), rule=RULE)

@@ -11,6 +11,7 @@ import diffrate_jax as dr
 from diffrate_jax.learning.objective import (
     CROSS_ENTROPY,
     MATCH_DENSE,
+    MATCH_LOGITS,
     distance,
     wanted_outputs,
 )
@@ -47,6 +48,29 @@ def test_match_dense_is_the_divergence():
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
+def test_match_logits_is_the_distance_but_for_a_constant():
+    model, params, images = tiny("cls")
+    dense = dr.forward(model, params, images).logits
+    wanted = wanted_outputs(MATCH_LOGITS, model, params, images, None)
+    np.testing.assert_allclose(wanted, dense, atol=1e-6)
+    logits, dense = np.float64(logits_of(0)), np.float64(logits_of(1))
+    apart = logits - logits.mean(1, keepdims=True) - dense
+    apart += dense.mean(1, keepdims=True)
+    found = distance(MATCH_LOGITS, jnp.float32(logits), jnp.float32(dense))
+    np.testing.assert_allclose(found, np.sqrt((apart**2).mean(axis=1)), rtol=1e-5)
+    shifted = distance(MATCH_LOGITS, jnp.float32(logits + 7), jnp.float32(dense))
+    np.testing.assert_allclose(shifted, found, rtol=1e-5)
+
+
+def test_equal_logits_have_no_distance_and_a_gradient_of_zero():
+    logits = jnp.asarray(logits_of(0))
+    found, slope = jax.value_and_grad(
+        lambda z: distance(MATCH_LOGITS, z, logits).sum()
+    )(logits)
+    assert found < 1e-5
+    np.testing.assert_array_equal(slope, np.zeros_like(slope))
+
+
 def test_a_dense_model_that_is_certain():
     """Probabilities of 0 count for nothing, and spoil no gradient."""
     logits, certain = jnp.asarray(logits_of(0)), jnp.eye(5)[:4]
@@ -71,7 +95,10 @@ def test_cross_entropy_is_that_of_optax():
     ("changes", "sentence"),
     [
         ({"method": "projcted"}, "method cannot be 'projcted'; did you mean 'projec"),
-        ({"objective": "mse"}, "objective cannot be 'mse'; known: match_dense, cross_"),
+        (
+            {"objective": "mse"},
+            "objective cannot be 'mse'; known: match_logits",
+        ),
         ({"blocks": "none"}, "blocks cannot be 'none'; "),
         ({"blocks": None}, "blocks cannot be None; known: all, model"),
         ({"penalty_unit": "macs"}, "penalty_unit cannot be 'macs'; did you mean 'gma"),

@@ -165,7 +165,7 @@ def half_a_token_everywhere(model: ViT) -> float:
 
 
 # How often each forward pass is traced: of the step, of the dense model that it should
-# match (once in the step, once for the held-out images), and of the last tokens.
+# match (once in the step, once for the held-out images), and of refining.
 TRACED = {
     "published": {descent: 1, objective: 0, refine: 0},
     "projected": {descent: 1, objective: 2, refine: 1},
@@ -460,7 +460,7 @@ def test_batches_that_run_out_and_go_on(tmp_path: Path, unbroken: Run):
         assert start == 0
         return map(batch_of, range(unbroken.held_out))
 
-    # A finished search draws no batch but those that moving the last tokens takes.
+    # A finished search draws no batch but those that refining takes.
     assert_same(search(held_out, **options), wanted)
 
 

@@ -26,7 +26,7 @@ from diffrate_jax.learning.descent import (
     search_step,
 )
 from diffrate_jax.learning.moves import Loss
-from diffrate_jax.learning.objective import MATCH_DENSE
+from diffrate_jax.learning.objective import CROSS_ENTROPY
 from diffrate_jax.learning.refine import Refined, held_out_loss, improve
 from diffrate_jax.loop import Loop, Values
 from diffrate_jax.models import Model, Params, architecture
@@ -45,10 +45,10 @@ class SearchResult:
 
     Attributes:
         schedule: costs at most the target.
-        learned: the counts as they were learned, before the last tokens were moved.
+        learned: the counts as they were learned, before they were refined.
         rates: what was learned: `rates.Rates`, or expected counts [M] (`projected`).
         macs: cost of `schedule`.
-        refined: what moving the last tokens came to; None if none were to be moved.
+        refined: what refining them came to; None if they were not to be.
         settled: whether no count moved by more than a token in the last tenth.
     """
 
@@ -198,12 +198,12 @@ def budgets_of(
 def set_aside(
     model: Model, recipe: Recipe, batches: Iterator[dict[str, np.ndarray]] | Batches
 ) -> tuple[list[dict[str, np.ndarray]], Batches]:
-    """Returns the first batches, held out for the last tokens, and the stream after.
+    """Returns the first batches, held out for refining, and the stream after.
 
     Raises:
         UserError: the batches end before there are enough of them.
     """
-    labels = recipe.objective != MATCH_DENSE
+    labels = recipe.objective == CROSS_ENTROPY
     fits = lambda stream: checked(model, stream, labels=labels)  # noqa: E731
     if callable(batches) and not recipe.refine_images:
         return [], lambda start: fits(batches(start))
@@ -214,7 +214,7 @@ def set_aside(
         if batch is None:
             raise UserError(
                 f"the batches ended after {images} images, {recipe.refine_images} are "
-                "held out for moving the last tokens; give more, or lower refine_images"
+                "held out for refining the counts; give more, or lower refine_images"
             )
         held_out.append(batch)
         images += len(batch["image"]) * jax.process_count()

@@ -11,7 +11,7 @@ from diffrate_jax.files import Json
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Geometry
 
-# Standard errors by which a move must be better.
+# Standard errors by which a move must be better that nothing speaks for.
 SURE = 2
 # Tokens lost in the first and in the last block, relative to each other.
 LINES = {"constant": (1, 1), "decreasing": (1, 0), "increasing": (0, 1)}
@@ -30,14 +30,18 @@ def one_fewer(schedule: Schedule, block: int, geometry: Geometry) -> Schedule | 
 
 
 def best_of(
-    tried: Sequence[tuple[Schedule, dict[str, Json]]], loss: Loss, now_n: np.ndarray
+    tried: Sequence[tuple[Schedule, dict[str, Json]]],
+    loss: Loss,
+    now_n: np.ndarray,
+    sure: float = SURE,
 ) -> tuple[Schedule, np.ndarray, dict[str, Json]] | None:
     """Returns the schedule of lowest loss with its losses and record.
 
     Args:
         tried: schedules and what to record of them.
         loss: see `refine`.
-        now_n: losses that are to be beaten, by more than two standard errors.
+        now_n: losses that are to be beaten.
+        sure: by how many standard errors, at least.
 
     Returns:
         None if none of them does.
@@ -47,7 +51,7 @@ def best_of(
         then_n = loss(schedule)
         change = float((then_n - now_n).mean())
         error = float((then_n - now_n).std() / np.sqrt(len(now_n)))
-        if change < -SURE * error and (best is None or change < best[2]["loss"]):
+        if change < -sure * error and (best is None or change < best[2]["loss"]):
             best = schedule, then_n, record | {"loss": change, "standard_error": error}
     return best
 
