@@ -9,17 +9,15 @@ from test_refine import START, small, wide
 import diffrate_jax as dr
 from diffrate_jax.cost import macs_of
 from diffrate_jax.learning.parabolas import (
-    LEAST,
     Parabola,
     Side,
-    Valley,
     parabolas_of,
-    pooled,
     probed,
     shifted,
 )
+from diffrate_jax.learning.valley import LEAST, TRUST, Valley, pooled
 
-TRUST = 20  # A tenth of 196 patches.
+MOST = round(TRUST * 196)
 
 
 def quadratic(slope_L: np.ndarray, curvature_L: np.ndarray):
@@ -59,19 +57,19 @@ def test_at_the_bottom_all_tokens_earn_alike(slope_L, curvature_L, share):
     measure, limit = macs_of(model), share * dr.cost_macs(wide(), START)
     found = parabolas_of(START, measure, loss, loss(START))
     tokens_M = Valley(START, found, measure, limit).bottom()
-    assert np.abs(tokens_M).max() <= TRUST
+    assert np.abs(tokens_M).max() <= MOST
     price_M = np.array([p.price for p in found])
     spare = limit - measure(START)
     assert price_M @ tokens_M == pytest.approx(spare, abs=1e-6 * limit)
     curvature_M = pooled([p.curvature for p in found], 1.0)
     worth_M = -(slope_L + curvature_M * tokens_M) / price_M
-    inside = np.abs(tokens_M) < TRUST - 1e-6
+    inside = np.abs(tokens_M) < MOST - 1e-6
     if inside.any():
         common = worth_M[inside].mean()
         np.testing.assert_allclose(worth_M[inside], common, rtol=1e-3, atol=1e-12)
         # Who gave all that it may is worth less there, who took all is worth more.
-        assert (worth_M[tokens_M <= 1e-6 - TRUST] <= common + 1e-9).all()
-        assert (worth_M[tokens_M >= TRUST - 1e-6] >= common - 1e-9).all()
+        assert (worth_M[tokens_M <= 1e-6 - MOST] <= common + 1e-9).all()
+        assert (worth_M[tokens_M >= MOST - 1e-6] >= common - 1e-9).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -117,8 +115,52 @@ def test_what_cannot_be_given_or_taken_is_not():
     assert found[0].more == Side(0, 0.0, 0.0)
     assert found[0].record()["more"] is None
     assert found[0].curvature is None
+    assert (found[0].middle, found[1].middle) == (-0.5, -0.5)
+    assert all(parabola.moves for parabola in found)
     tokens_M = Valley(dense, found, measure, measure(dense)).bottom()
     assert tokens_M[0] <= 0 <= tokens_M[3]
+    assert not Parabola(0, Side(0, 0.0, 0.0), Side(0, 0.0, 0.0)).moves
+
+
+def test_the_slope_is_that_at_the_schedule_where_one_side_is_missing():
+    """Tokens can only be taken: a parabola with its lowest point at 0 stays there."""
+    model = wide()
+    dense = dr.Schedule(None, (197, 150, 100, 60), rule="redundancy")
+    loss = lambda s: np.full(2, np.subtract(s.merge, dense.merge) ** 2 @ np.ones(4))  # noqa: E731
+    measure = macs_of(model)
+    found = parabolas_of(dense, measure, loss, loss(dense))
+    assert found[0].more.tokens == 0
+    tokens_M = Valley(dense, found, measure, measure(dense)).bottom()
+    np.testing.assert_allclose(tokens_M, np.zeros(4), atol=1e-6)
+
+
+def test_idle_blocks_stay_idle_with_the_block_before_them():
+    geometry = wide((True, True, False, True)).geometry
+    tied = dr.Schedule(None, (120, 90, 90, 90), rule="redundancy")
+    assert shifted(tied, 1, 2, geometry)[0].merge == (120, 92, 92, 92)
+    assert shifted(tied, 1, -2, geometry)[0].merge == (120, 88, 88, 88)
+    assert shifted(tied, 0, 2, geometry)[0].merge == (122, 90, 90, 90)
+    assert shifted(tied, 3, 1, geometry) == (tied, 0)
+    assert shifted(tied, 3, -1, geometry)[0].merge == (120, 90, 90, 89)
+
+
+def test_blocks_that_should_rise_together_do():
+    """Neither of two equal counts is worth more alone, and both are together."""
+    model = wide()
+    start = dr.Schedule(None, (150, 110, 70, 70), rule="redundancy")
+    measure = macs_of(model)
+
+    def loss(schedule: dr.Schedule) -> np.ndarray:
+        wanted = np.array([140, 100, 76, 76])
+        return np.full(2, np.subtract(schedule.merge, wanted) ** 2 @ np.ones(4))
+
+    found = parabolas_of(start, measure, loss, loss(start))
+    assert found[3].more.tokens == 0
+    valley = Valley(start, found, measure, 1.01 * measure(start))
+    there = valley.toward(valley.bottom())
+    assert there.merge[2] > 73
+    assert there.merge[3] >= there.merge[2] - 1
+    assert loss(there).mean() < loss(start).mean()
 
 
 def test_few_tokens_are_probed_with_few():

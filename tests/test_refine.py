@@ -10,8 +10,9 @@ import diffrate_jax as dr
 from diffrate_jax.budget import CLOSE, one_more
 from diffrate_jax.cost import macs_of
 from diffrate_jax.learning.moves import LINES, lines, one_fewer
-from diffrate_jax.learning.parabolas import TRUST, shifted
+from diffrate_jax.learning.parabolas import shifted
 from diffrate_jax.learning.refine import ROUNDS, Refined, improve, refine
+from diffrate_jax.learning.valley import TRUST
 from diffrate_jax.shapes import Geometry
 
 IMAGES = 64

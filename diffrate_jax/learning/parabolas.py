@@ -1,4 +1,4 @@
-"""The loss as a parabola in each block's count, and the step to its lowest point.
+"""The loss as a parabola in the count of each block, by what was really measured.
 
 A descent's gradient through masks says what the first token in line would change if
 its removal were small, and it is not: measured with the CIFAR-10 ViT, what a token is
@@ -7,7 +7,7 @@ few tokens are really given and taken, block by block, and held-out images tell.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
 
 import numpy as np
 
@@ -18,13 +18,9 @@ from diffrate_jax.learning.moves import Loss, one_fewer
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Geometry
 
-# Shares of a model's patches: tokens given and taken to measure, and most in a step.
-PROBE, TRUST = 1 / 32, 1 / 10
-# No block is probed with more than this share of its tokens.
-PROBE_OF_BLOCK = 1 / 4
-# Curvatures are small differences of noisy losses: each is drawn to the blocks' mean,
-# and none is taken for less than a part of it.
-POOLED, LEAST = 0.5, 0.3
+# Tokens given and taken to measure: a share of a model's patches, but no more than a
+# share of those that the block keeps.
+PROBE, PROBE_OF_BLOCK = 1 / 32, 1 / 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +57,19 @@ class Parabola:
     fewer: Side
 
     @property
+    def moves(self) -> bool:
+        """Whether tokens can be given or taken at all."""
+        return self.more.tokens != self.fewer.tokens
+
+    @property
     def slope(self) -> float:
-        """Change of the loss per token."""
+        """Change of the loss per token, in the middle of what was measured."""
         return (self.more.loss - self.fewer.loss) / self._span()
+
+    @property
+    def middle(self) -> float:
+        """Tokens from the schedule to the middle of what was measured."""
+        return (self.more.tokens + self.fewer.tokens) / 2
 
     @property
     def price(self) -> float:
@@ -78,7 +84,7 @@ class Parabola:
         return 2 * (self.more.per_token() + self.fewer.per_token()) / self._span()
 
     def _span(self) -> int:
-        return max(self.more.tokens - self.fewer.tokens, 1)
+        return self.more.tokens - self.fewer.tokens
 
     def record(self) -> dict[str, Json]:
         """Returns what is recorded: the loss of a token more and of one fewer."""
@@ -121,6 +127,8 @@ def shifted(
 ) -> tuple[Schedule, int]:
     """Returns a schedule with more or fewer tokens after a block, as far as it can.
 
+    Blocks that follow and take none away go on to take none.
+
     Args:
         schedule: to begin with.
         block: whose count is changed.
@@ -130,124 +138,20 @@ def shifted(
     Returns:
         Schedule, and the tokens given or taken.
     """
-    change = one_more if tokens > 0 else one_fewer
+    idle = idle_after(schedule, block, geometry)
     for done in range(abs(tokens)):
-        new = change(schedule, block, geometry)
+        new = (one_more if tokens > 0 else one_fewer)(schedule, block, geometry)
         if new is None:
             return schedule, int(np.sign(tokens)) * done
+        for later in idle if tokens > 0 else ():
+            new = one_more(new, later, geometry) or new
         schedule = new
     return schedule, tokens
 
 
-class Valley:
-    """The sum of the parabolas under a budget: where it is lowest, nearby.
-
-    Blocks exchange tokens until a token is worth as much as it costs in all of them,
-    or until a block has given or taken as many as the measurement is trusted for.
-
-    Args:
-        schedule: where they were measured.
-        parabolas: of the blocks that may compress; at least one.
-        measure: what schedules cost.
-        limit: cost not to be exceeded.
-    """
-
-    def __init__(
-        self,
-        schedule: Schedule,
-        parabolas: Sequence[Parabola],
-        measure: Measure,
-        limit: float,
-    ) -> None:
-        self._schedule, self._measure, self._limit = schedule, measure, limit
-        self._blocks = [parabola.block for parabola in parabolas]
-        self._slope_M = np.array([p.slope for p in parabolas])
-        price_M = np.array([p.price for p in parabolas])
-        # By a latency table tokens may seem to be free.
-        self._price_M = np.maximum(price_M, 1e-3 * np.abs(price_M).max())
-        trust = max(1, round(TRUST * measure.geometry.num_patches))
-        self._most_M = trust * np.array([p.more.tokens > 0 for p in parabolas])
-        self._least_M = -trust * np.array([p.fewer.tokens < 0 for p in parabolas])
-        steep = np.abs(self._slope_M).max() / trust
-        self._curvature_M = pooled([p.curvature for p in parabolas], steep)
-
-    def bottom(self) -> np.ndarray:
-        """Returns the tokens to give each block [M], negative to take, not rounded."""
-        spare = self._limit - self._measure(self._schedule)
-        edges = [
-            (self._slope_M + self._curvature_M * end_M) / self._price_M
-            for end_M in (self._least_M, self._most_M)
-        ]
-        low, high = edges[0].min(), edges[1].max()
-        for _ in range(60):
-            worth = (low + high) / 2
-            dear = self._price_M @ self._at(worth) > spare
-            low, high = (low, worth) if dear else (worth, high)
-        return self._at(low)
-
-    def _at(self, worth: float) -> np.ndarray:
-        """Returns the tokens [M] if cost can be traded for loss at this rate."""
-        free_M = (worth * self._price_M - self._slope_M) / self._curvature_M
-        return np.clip(free_M, self._least_M, self._most_M)
-
-    def toward(self, tokens_M: np.ndarray) -> Schedule:
-        """Returns the schedule that is given those tokens, rounded, and fits.
-
-        What rounding leaves of the budget, or lacks, is settled by single tokens, where
-        the parabolas say that it is best.
-        """
-        schedule = self._moved(np.rint(tokens_M).astype(int).tolist())
-        while schedule is not None and self._measure(schedule) > self._limit:
-            schedule = self._shorter(schedule)
-        if schedule is None:
-            return self._schedule
-        while (longer := self._longer(schedule)) is not None:
-            schedule = longer
-        return schedule
-
-    def _moved(self, tokens: list[int]) -> Schedule:
-        """Returns the schedule that is given those tokens, whatever it costs."""
-        pairs = list(zip(self._blocks, tokens, strict=True))
-        # Later blocks can keep more only after earlier ones do, and the reverse.
-        more = [pair for pair in pairs if pair[1] > 0]
-        fewer = [pair for pair in reversed(pairs) if pair[1] < 0]
-        schedule = self._schedule
-        for block, number in (*more, *fewer):
-            schedule, _ = shifted(schedule, block, number, self._measure.geometry)
-        return schedule
-
-    def _shorter(self, schedule: Schedule) -> Schedule | None:
-        """Returns it less the token worth least for its cost, None if none can go."""
-        change_M = -self._change(schedule, -0.5) / self._price_M
-        found = [
-            (change, block, shorter)
-            for change, block in zip(change_M, self._blocks, strict=True)
-            if (shorter := one_fewer(schedule, block, self._measure.geometry))
-        ]
-        return min(found, key=lambda row: row[:2])[2] if found else None
-
-    def _longer(self, schedule: Schedule) -> Schedule | None:
-        """Returns it with the token worth most for its cost, None if none fits."""
-        change_M = self._change(schedule, 0.5) / self._price_M
-        found = [
-            (change, block, longer)
-            for change, block in zip(change_M, self._blocks, strict=True)
-            if (longer := one_more(schedule, block, self._measure.geometry))
-            and self._measure(longer) <= self._limit
-        ]
-        return min(found, key=lambda row: row[:2])[2] if found else None
-
-    def _change(self, schedule: Schedule, ahead: float) -> np.ndarray:
-        """Returns the slopes [M] at a schedule, or so many tokens further."""
-        moved_L = np.subtract(schedule.merge, self._schedule.merge)
-        return self._slope_M + self._curvature_M * (moved_L[self._blocks] + ahead)
-
-
-def pooled(curvatures: Sequence[float | None], steep: float) -> np.ndarray:
-    """Returns curvatures to go by, all positive; `steep` where none was found."""
-    known = [curvature for curvature in curvatures if curvature is not None]
-    mean = np.mean(known) if known else 0.0
-    if mean <= 0:
-        mean = max(steep, np.finfo(float).tiny)
-    filled_M = np.array([mean if c is None else c for c in curvatures])
-    return np.maximum(POOLED * mean + (1 - POOLED) * filled_M, LEAST * mean)
+def idle_after(schedule: Schedule, block: int, geometry: Geometry) -> list[int]:
+    """Returns the blocks right after one that could take tokens away and take none."""
+    steps = schedule.steps(geometry)
+    following = range(block + 1, schedule.depth)
+    idle = itertools.takewhile(lambda b: steps[b][2] == steps[b][0], following)
+    return [later for later in idle if geometry.compress[later]]

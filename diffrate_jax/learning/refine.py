@@ -14,7 +14,8 @@ from diffrate_jax.distributed import stop_if_asked
 from diffrate_jax.files import Json
 from diffrate_jax.learning.moves import Loss, best_line, best_of, rest
 from diffrate_jax.learning.objective import distance, wanted_outputs
-from diffrate_jax.learning.parabolas import Parabola, Valley, parabolas_of
+from diffrate_jax.learning.parabolas import Parabola, parabolas_of
+from diffrate_jax.learning.valley import Valley
 from diffrate_jax.models import Model, Params, forward
 from diffrate_jax.progress import track
 from diffrate_jax.rates import Kept
@@ -26,7 +27,7 @@ ROUNDS = 5
 # Of the way to the lowest point of the parabolas.
 PARTS = (1.0, 0.5, 0.25)
 # Standard errors by which a step must be better: the parabolas speak for it.
-LIKELY = 1
+LIKELY = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,10 +108,10 @@ def refine(schedule: Schedule, measure: Measure, limit: float, loss: Loss) -> Re
     """Moves tokens between all blocks at once while that lowers the loss.
 
     In each round every block is tried with a few tokens more and fewer. That gives the
-    loss as a sum of parabolas (`parabolas`); the step to its lowest point at this cost,
+    loss as a sum of parabolas (`valley`); the step to its lowest point at this cost,
     half of it and a quarter are measured, and the best is taken if it gains more than
-    its standard error. Before that, where compressing takes time of its own, blocks are
-    tried that leave it to others.
+    half of its standard error. Before that, where compressing takes time of its own,
+    blocks are tried that leave it to others.
 
     Args:
         schedule: costs at most `limit`.
@@ -126,8 +127,9 @@ def refine(schedule: Schedule, measure: Measure, limit: float, loss: Loss) -> Re
             parabolas = parabolas_of(schedule, measure, loss, now_n)
             bar.update()
             found = None
-            if parabolas and len(moves) < ROUNDS - 1:
-                found = best_step(schedule, parabolas, measure, limit, loss, now_n)
+            free = [parabola for parabola in parabolas if parabola.moves]
+            if free and len(moves) < ROUNDS - 1:
+                found = best_step(schedule, free, measure, limit, loss, now_n)
             if found is None:
                 break
             schedule, now_n, move = found
