@@ -110,8 +110,8 @@ def compile_inference(
         schedule: a `Schedule`, a `ToMe`, or None for the dense model.
         batch_size: images to a call; several, such as (1, 8, 64), compile a program
             each, and a call takes the smallest that holds its images.
-        dtype: of weights and activations: "float32" or "bfloat16" (in which the
-            embedding, and sums within a block, stay float32).
+        dtype: of weights and activations: "float32" or "bfloat16" (in which a ViT's
+            embedding, and sums within blocks of attention, stay float32).
         devices: over which every batch is split; one by default.
         attention: "plain", "xla" or "cudnn" (`fused`); "auto" takes the fastest for the
             device and the type.

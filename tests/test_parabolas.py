@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from test_refine import START, small, wide
 
 import diffrate_jax as dr
+from diffrate_jax.budget import one_more
 from diffrate_jax.cost import macs_of
 from diffrate_jax.learning.parabolas import (
     Parabola,
@@ -91,8 +92,8 @@ def test_whatever_the_step_the_schedule_fits(slope_L, curvature_L, rule, part):
     assert there.rule == rule
     assert measure(there) <= limit
     for block in range(4):
-        longer, moved = shifted(there, block, 1, model.geometry)
-        assert not moved or measure(longer) > limit
+        longer = one_more(there, block, model.geometry)
+        assert longer is None or measure(longer) > limit
 
 
 def test_no_step_is_no_change():
@@ -122,16 +123,35 @@ def test_what_cannot_be_given_or_taken_is_not():
     assert not Parabola(0, Side(0, 0.0, 0.0), Side(0, 0.0, 0.0)).moves
 
 
-def test_the_slope_is_that_at_the_schedule_where_one_side_is_missing():
-    """Tokens can only be taken: a parabola with its lowest point at 0 stays there."""
+def test_a_short_block_does_not_hold_the_others():
+    """Its curvature is hundreds of times theirs, and they are 10 to 15 tokens off."""
     model = wide()
-    dense = dr.Schedule(None, (197, 150, 100, 60), rule="redundancy")
-    loss = lambda s: np.full(2, np.subtract(s.merge, dense.merge) ** 2 @ np.ones(4))  # noqa: E731
+    start = dr.Schedule(None, (150, 110, 80, 4), rule="redundancy")
+
+    def loss(schedule: dr.Schedule) -> np.ndarray:
+        off = np.subtract(schedule.merge[:3], (135, 125, 90))
+        return np.full(2, 1e-3 * off @ off + 20 / schedule.merge[3])
+
     measure = macs_of(model)
-    found = parabolas_of(dense, measure, loss, loss(dense))
+    found = parabolas_of(start, measure, loss, loss(start))
+    tokens_M = Valley(start, found, measure, measure(start)).bottom()
+    assert tokens_M[0] < -10
+    assert min(tokens_M[1], tokens_M[2]) > 5
+    assert tokens_M[3] >= -2
+
+
+def test_a_block_that_can_only_lose_tokens_is_not_held_to_want_it():
+    model = wide()
+    start = dr.Schedule(None, (197, 110, 80, 4), rule="redundancy")
+
+    def loss(schedule: dr.Schedule) -> np.ndarray:
+        return np.full(2, -0.01 * sum(schedule.merge[:3]) + 20 / schedule.merge[3])
+
+    measure = macs_of(model)
+    found = parabolas_of(start, measure, loss, loss(start))
     assert found[0].more.tokens == 0
-    tokens_M = Valley(dense, found, measure, measure(dense)).bottom()
-    np.testing.assert_allclose(tokens_M, np.zeros(4), atol=1e-6)
+    tokens_M = Valley(start, found, measure, 1.2 * measure(start)).bottom()
+    assert tokens_M[0] == pytest.approx(0, abs=1e-9)
 
 
 def test_idle_blocks_stay_idle_with_the_block_before_them():
@@ -171,6 +191,7 @@ def test_few_tokens_are_probed_with_few():
 def test_curvatures_are_drawn_together_and_never_negative():
     np.testing.assert_allclose(pooled([1.0, 3.0], 9.0), [1.5, 2.5])
     np.testing.assert_allclose(pooled([1.0, None, 3.0], 9.0), [1.5, 2.0, 2.5])
+    np.testing.assert_allclose(pooled([1.0, 1.0, 99.0], 9.0), [1.0, 1.0, 50.0])
     np.testing.assert_allclose(pooled([-4.0, 6.0], 9.0), [LEAST, 3.5])
     np.testing.assert_allclose(pooled([-4.0, 2.0], 9.0), [LEAST * 9, 5.5])
     np.testing.assert_allclose(pooled([None, None], 9.0), [9, 9])

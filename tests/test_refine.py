@@ -98,11 +98,11 @@ def test_it_comes_to_rest_at_the_lowest_point(start):
     best = lowest(model, macs)
     assert (np.diff(best) < 0).all()
     wanted = images.mean(dr.Schedule(None, best.tolist()))
-    # What rounding left of the budget is spent here, and not there.
-    assert found.loss < wanted + 0.01 * (images.mean(start) - wanted)
+    # Single tokens of the first block are worth 2 % of what is to be gained.
+    assert found.loss < wanted + 0.04 * (images.mean(start) - wanted)
     apart = np.abs(np.subtract(found.schedule.merge, best))
     assert apart[:3].max() <= 2
-    assert apart[3] <= 8
+    assert apart[3] <= 16
     assert CLOSE * macs <= dr.cost_macs(model, found.schedule) <= macs
 
 

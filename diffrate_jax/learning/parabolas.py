@@ -87,7 +87,7 @@ class Parabola:
         return self.more.tokens - self.fewer.tokens
 
     def record(self) -> dict[str, Json]:
-        """Returns what is recorded: the loss of a token more and of one fewer."""
+        """Returns what is recorded: the loss for each token more and each fewer."""
         sides = {"more": self.more.per_token(), "fewer": self.fewer.per_token()}
         return {"block": self.block} | sides
 

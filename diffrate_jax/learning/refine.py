@@ -39,7 +39,7 @@ class Refined:
         loss: its mean loss on the held-out images.
         gains: for each block that may compress, the change of the loss per token:
             {"block", "more", "fewer"}, None where it cannot leave more, or fewer.
-        moves: {"step": change of each block's count [L], "loss", "standard_error"};
+        moves: {"step": change of what each block keeps [L], "loss", "standard_error"};
             before them {"line": name, …} if any, see `best_line`, and
             {"rests": block, …}, see `rest`.
     """
@@ -149,8 +149,9 @@ def best_step(
     """Returns the best step's schedule, losses and record; None if none pays."""
     valley = Valley(schedule, parabolas, measure, limit)
     tokens_M = valley.bottom()
-    found = {new.merge: new for new in (valley.toward(p * tokens_M) for p in PARTS)}
-    found.pop(schedule.merge, None)
+    reached = (valley.toward(part * tokens_M) for part in PARTS)
+    found = {(new.prune, new.merge): new for new in reached}
+    found.pop((schedule.prune, schedule.merge), None)
     tried = [
         (new, {"step": np.subtract(new.merge, schedule.merge).tolist()})
         for new in found.values()

@@ -13,14 +13,14 @@ from diffrate_jax.shapes import Geometry
 
 # The most tokens that a step gives or takes, as a share of a model's patches.
 TRUST = 1 / 10
-# Curvatures are small differences of noisy losses: each is drawn to the blocks' mean,
-# and none is taken for less than a part of it.
+# Curvatures are small differences of noisy losses: each is drawn to their median, which
+# blocks of few tokens do not move, and none is taken for less than a part of it.
 POOLED, LEAST = 0.5, 0.3
 Change = Callable[[Schedule, int, Geometry], Schedule | None]
 
 
 class Valley:
-    """The sum of the parabolas under a budget: where it is lowest, nearby.
+    """The sum of the parabolas where all of a budget is spent: its lowest point nearby.
 
     Blocks exchange tokens until a token is worth as much as it costs in all of them,
     or until a block has given or taken as many as the measurement is trusted for. What
@@ -51,10 +51,14 @@ class Valley:
         self._price_M = np.maximum(price_M, 1e-3 * np.abs(price_M).max())
         trust = max(1, round(TRUST * geometry.num_patches))
         self._most_M = trust * np.array([p.more.tokens > 0 for p in parabolas])
-        self._least_M = -trust * np.array([p.fewer.tokens < 0 for p in parabolas])
+        spare_M = np.array(schedule.merge)[self._blocks] - geometry.prefix_tokens - 1
+        can_M = np.array([p.fewer.tokens < 0 for p in parabolas])
+        self._least_M = -np.minimum(trust, spare_M) * can_M
         steep = np.abs(slope_M).max() / trust
         self._curvature_M = pooled([p.curvature for p in parabolas], steep)
-        middle_M = np.array([p.middle for p in parabolas])
+        middle_M = np.array(
+            [p.middle if p.curvature is not None else 0 for p in parabolas]
+        )
         self._slope_M = slope_M - self._curvature_M * middle_M
 
     def bottom(self) -> np.ndarray:
@@ -150,8 +154,8 @@ def repeated(
 def pooled(curvatures: Sequence[float | None], steep: float) -> np.ndarray:
     """Returns curvatures to go by, all positive; `steep` where none was found."""
     known = [curvature for curvature in curvatures if curvature is not None]
-    mean = np.mean(known) if known else 0.0
-    if mean <= 0:
-        mean = max(steep, np.finfo(float).tiny)
-    filled_M = np.array([mean if c is None else c for c in curvatures])
-    return np.maximum(POOLED * mean + (1 - POOLED) * filled_M, LEAST * mean)
+    middle = np.median(known) if known else 0.0
+    if middle <= 0:
+        middle = max(steep, np.finfo(float).tiny)
+    filled_M = np.array([middle if c is None else c for c in curvatures])
+    return np.maximum(POOLED * middle + (1 - POOLED) * filled_M, LEAST * middle)

@@ -212,7 +212,7 @@ class ViT(nn.Module):
         Not rounded before the end: bfloat16 pixels, too, tip the choice of tokens.
         """
         wide = jnp.promote_types(self.dtype, jnp.float32)
-        # What TPUs and GPUs multiply by default is as narrow as bfloat16, or nearly.
+        # By default a TPU would multiply as if all were bfloat16.
         precision = None if self.dtype == wide else jax.lax.Precision.HIGH
         x_BND = nn.Dense(
             self.width, dtype=wide, precision=precision, name="patch_embed"
