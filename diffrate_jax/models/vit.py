@@ -209,7 +209,8 @@ class ViT(nn.Module):
     def _embed(self, images_BYXC: Array, *, trace: bool) -> Tokens:
         """Cuts images into patches and adds prefix tokens and positions.
 
-        Not rounded before the end: bfloat16 pixels, too, tip the choice of tokens.
+        In float32 or wider up to the end of the first block: bfloat16 pixels tip the
+        choice of tokens in all that follow.
         """
         wide = jnp.promote_types(self.dtype, jnp.float32)
         # By default a TPU would multiply as if all were bfloat16.
@@ -222,7 +223,6 @@ class ViT(nn.Module):
             x_BND = self._add_positions(jnp.concatenate([*prefix, x_BND], axis=1))
         else:
             x_BND = jnp.concatenate([*prefix, self._add_positions(x_BND)], axis=1)
-        x_BND = x_BND.astype(self.dtype)
         return Tokens(x_BND, origin=one_each(x_BND) if trace else None)
 
     def _add_positions(self, x_BND: Array) -> Array:
