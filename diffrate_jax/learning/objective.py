@@ -39,7 +39,7 @@ def distance(objective: str, logits_BV: Array, wanted_BV: Array) -> Array:
     That is cross entropy, Kullback-Leibler divergence ("match_dense"), or the root of
     the mean square of what logits differ by, but for a constant ("match_logits"). Of
     the divergence a few images, on which the dense model is uncertain, bring most; a
-    difference between two schedules shows in a quarter as many images by logits.
+    difference between two schedules shows in about a third of the images by logits.
     """
     if objective == MATCH_LOGITS:
         apart_BV = logits_BV - wanted_BV
