@@ -1,5 +1,6 @@
 """How programs end: one sentence, and an exit status that says what to do next."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import jax
 from diffrate_jax.distributed import is_loss_of_another, leave, on_sigterm
 from diffrate_jax.errors import StoppedError, UserError
 
-BAD_INPUT, LOST, INTERRUPTED = 2, 69, 130
+BAD_INPUT, LOST, INTERRUPTED, CUT_OFF = 2, 69, 130, 141
 
 
 def report_errors(main: Callable[[], None]) -> int:
@@ -18,7 +19,8 @@ def report_errors(main: Callable[[], None]) -> int:
 
     Returns:
         Exit status: 0; 2 for bad input; 75 (`StoppedError.STATUS`) after SIGTERM, all
-        being saved; 69 where another process of the run was lost; 130 after Ctrl-C.
+        being saved; 69 where another process of the run was lost; 130 after Ctrl-C;
+        141 where the reader of what it prints, `head` say, has had enough.
     """
 
     def stop(*_: object) -> NoReturn:
@@ -28,6 +30,7 @@ def report_errors(main: Callable[[], None]) -> int:
         # Where something has to be saved first, `stop_signal` takes its place.
         with on_sigterm(stop):
             main()
+            sys.stdout.flush()
     except UserError as error:
         status, sentence = BAD_INPUT, f"error: {error}"
     except (StoppedError, KeyboardInterrupt) as error:
@@ -35,12 +38,27 @@ def report_errors(main: Callable[[], None]) -> int:
         status = INTERRUPTED if interrupted else StoppedError.STATUS
         sentence = "stopped; run the same command to go on"
     except Exception as error:
+        if unread(error):
+            return CUT_OFF
         status, sentence = failure(error)
     else:
         return 0
     # Only now: a progress bar ends its line when the traceback lets go of it.
     print(sentence, file=sys.stderr)
     return leave(status)
+
+
+def unread(error: Exception) -> bool:
+    """Returns whether nobody reads what is printed any more; then it is dropped."""
+    if not isinstance(error, BrokenPipeError):
+        return False
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Or Python tries once more as it ends, and complains.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def failure(error: Exception) -> tuple[int, str]:

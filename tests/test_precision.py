@@ -60,3 +60,10 @@ def test_the_embedding_stays_wide():
         wanted = "float32" if name[0] in EMBEDDING else "bfloat16"
         assert weight.dtype == wanted, name
     jax.tree.map(np.testing.assert_array_equal, narrowed(params, "float32"), params)
+
+
+def test_a_caformer_begins_with_narrow_convolutions():
+    fields = {"depths": (1, 1, 1, 1), "widths": (32, 32, 64, 64), "image_size": 64}
+    params = dr.init_weights(dr.create_model("caformer", **fields, num_classes=3))
+    weights = jax.tree.leaves(narrowed(params, jnp.bfloat16))
+    assert {weight.dtype.name for weight in weights} == {"bfloat16"}

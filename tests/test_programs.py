@@ -2,6 +2,7 @@
 
 import dataclasses
 import html.parser
+import os
 import re
 import shutil
 import subprocess
@@ -461,6 +462,16 @@ def test_a_stopped_program_says_how_to_go_on(capsys):
 
     assert cli.report_errors(stopped) == 130
     assert capsys.readouterr().err == "stopped; run the same command to go on\n"
+
+
+def test_nobody_reads_on():
+    """As with `| head`: no traceback."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "diffrate_jax.convert", "--list"]
+    done = subprocess.run(words, cwd=ROOT, stdout=writer, stderr=-1, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_program_as_a_process():

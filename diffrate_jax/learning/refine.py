@@ -122,7 +122,8 @@ def refine(schedule: Schedule, measure: Measure, limit: float, loss: Loss) -> Re
     now_n = loss(schedule)
     schedule, now_n, rested = rest(schedule, measure, limit, loss, now_n)
     moves = []
-    with track(ROUNDS, "refining", unit="round") as bar:
+    title = f"refining at {limit / measure(None):.0%} of dense"
+    with track(ROUNDS, title, unit="round") as bar:
         while True:
             parabolas = parabolas_of(schedule, measure, loss, now_n)
             bar.update()

@@ -7,11 +7,11 @@ import jax
 import optax
 
 from diffrate_jax.models import Params
+from diffrate_jax.models.precision import EMBEDDING
 
 # "blocks_3" of a ViT, "stages_2_5" of a CAFormer, by stage and place in it.
 BLOCK = re.compile(r"(?:blocks|stages_(\d+))_(\d+)")
 DOWNSAMPLING = re.compile(r"downsample_layers_(\d+)")
-EMBEDDING = ("patch_embed", "pos_embed", "cls_token", "dist_token", "reg_token")
 HEAD = ("norm", "fc_norm", "head", "head_dist")
 
 
