@@ -1,6 +1,7 @@
 """How programs end: one sentence, and an exit status that says what to do next."""
 
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from diffrate_jax.distributed import is_loss_of_another, leave, on_sigterm
 from diffrate_jax.errors import StoppedError, UserError
 
 BAD_INPUT, LOST, INTERRUPTED, CUT_OFF = 2, 69, 130, 141
+STDOUT = 1  # The descriptor.
 
 
 def report_errors(main: Callable[[], None]) -> int:
@@ -52,13 +54,14 @@ def unread(error: Exception) -> bool:
     """Returns whether nobody reads what is printed any more; then it is dropped."""
     if not isinstance(error, BrokenPipeError):
         return False
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Or Python tries once more as it ends, and complains.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    poll = select.poll()
+    poll.register(STDOUT, 0)
+    if not poll.poll(0):  # It was another pipe.
+        return False
+    # Or Python tries once more as it ends, and complains.
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), STDOUT)
+    return True
 
 
 def failure(error: Exception) -> tuple[int, str]:
