@@ -1,11 +1,14 @@
 """How programs end: one sentence, and an exit status that says what to do next."""
 
+import contextlib
 import os
 import select
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import jax
 
@@ -14,6 +17,7 @@ from diffrate_jax.errors import StoppedError, UserError
 
 BAD_INPUT, LOST, INTERRUPTED, CUT_OFF = 2, 69, 130, 141
 STDOUT = 1  # The descriptor.
+AGAIN = 0.1  # Seconds.
 
 
 def report_errors(main: Callable[[], None]) -> int:
@@ -24,13 +28,8 @@ def report_errors(main: Callable[[], None]) -> int:
         being saved; 69 where another process of the run was lost; 130 after Ctrl-C;
         141 where the reader of what it prints, `head` say, has had enough.
     """
-
-    def stop(*_: object) -> NoReturn:
-        raise StoppedError
-
     try:
-        # Where something has to be saved first, `stop_signal` takes its place.
-        with on_sigterm(stop):
+        with stopped_by_sigterm():
             main()
             sys.stdout.flush()
     except UserError as error:
@@ -48,6 +47,34 @@ def report_errors(main: Callable[[], None]) -> int:
     # Only now: a progress bar ends its line when the traceback lets go of it.
     print(sentence, file=sys.stderr)
     return leave(status)
+
+
+@contextlib.contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end what runs, by a `StoppedError`.
+
+    Where something has to be saved first, `stop_signal` takes its place. What a signal
+    raises while the garbage collector calls back, as it does to jax, or a destructor
+    runs, Python reports and drops: then the signal comes again.
+    """
+
+    def stop(*_: object) -> NoReturn:
+        raise StoppedError
+
+    def dropped(what: Any) -> None:
+        if what.exc_type is StoppedError:
+            again = threading.Timer(AGAIN, os.kill, (os.getpid(), signal.SIGTERM))
+            again.daemon = True
+            again.start()
+        else:
+            before(what)
+
+    before, sys.unraisablehook = sys.unraisablehook, dropped
+    try:
+        with on_sigterm(stop):
+            yield
+    finally:
+        sys.unraisablehook = before
 
 
 def unread(error: Exception) -> bool:

@@ -1,5 +1,6 @@
 """The loop: what SIGTERM does to it, and what it says of waiting for input."""
 
+import gc
 import itertools
 import os
 import signal
@@ -114,6 +115,26 @@ def test_a_program_between_loops_ends_at_once(capsys):
 
     assert report_errors(main) == 75
     assert capsys.readouterr().err == "stopped; run the same command to go on\n"
+
+
+def test_sigterm_while_garbage_is_collected(capsys):
+    """jax is called back then, and Python drops what is raised."""
+
+    def asked(phase: str, _: dict) -> None:
+        gc.callbacks.remove(asked)
+        ask(0)
+
+    def main() -> None:
+        gc.callbacks.append(asked)
+        gc.collect()
+        passed.append(True)
+        time.sleep(60)
+
+    passed, before = [], sys.unraisablehook
+    assert report_errors(main) == 75
+    assert passed == [True]  # It was dropped indeed.
+    assert capsys.readouterr().err == "stopped; run the same command to go on\n"
+    assert sys.unraisablehook is before
 
 
 def child(workdir: str) -> None:
