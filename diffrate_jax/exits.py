@@ -31,7 +31,7 @@ def report_errors(main: Callable[[], None]) -> int:
     try:
         with stopped_by_sigterm():
             main()
-            sys.stdout.flush()
+            print(end="", flush=True)
     except UserError as error:
         status, sentence = BAD_INPUT, f"error: {error}"
     except (StoppedError, KeyboardInterrupt) as error:
