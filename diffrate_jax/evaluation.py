@@ -37,6 +37,7 @@ class Score:
         loss: mean cross entropy.
         images_per_second: of the median batch, input included, without the first batch.
         correct: "1" or "0" for each example, in the order of the split.
+        labels: of labels in that order, a hash: rows of other images have another.
     """
 
     count: int
@@ -45,6 +46,7 @@ class Score:
     loss: float
     images_per_second: float
     correct: str
+    labels: str
 
 
 class Evaluator:
@@ -133,8 +135,8 @@ class Evaluator:
                 "again"
             )
         top1, top5, loss = (total / count for total in tally.sums[1:])
-        rate = tally.images_per_second
-        return Score(count, 100 * top1, 100 * top5, loss, rate, tally.correct)
+        said = tally.images_per_second, tally.correct, f"{tally.labels:016x}"
+        return Score(count, 100 * top1, 100 * top5, loss, *said)
 
 
 def check_classes(model: Model, dataset: Dataset) -> None:
@@ -199,7 +201,8 @@ def eval_step(
     """Returns the plain function of one evaluation step.
 
     It returns (count, top-1, top-5, loss) summed over all devices, and for each
-    example of all hosts whether the first guess was right: 1, 0, or -1 for padding.
+    example of all hosts a verdict: twice its label, and 1 more if the first guess was
+    right; -1 for padding.
     """
 
     def step(_: tuple, params: Params, batch: dict[str, Array]) -> tuple[Array, Array]:
@@ -215,7 +218,8 @@ def eval_step(
             loss_B,
         )
         sums = jnp.stack([jnp.sum(row * mask_B) for row in rows])
-        verdict_B = jnp.where(mask_B > 0, right_B, -1)
+        verdict_B = 2 * label_B.astype(jnp.int32) + right_B.astype(jnp.int32)
+        verdict_B = jnp.where(mask_B > 0, verdict_B, -1)
         return parallel.total(sums), parallel.all_examples(verdict_B)
 
     return step

@@ -121,6 +121,23 @@ def test_other_models_and_images_have_boards_of_their_own(tmp_path, field):
     assert len(boards_of(find_results(tmp_path).evaluations)) == 2
 
 
+@pytest.mark.parametrize(
+    ("labels", "boards"),
+    [("aaa", 1), ("aab", 2), ("aa-", 1), ("ab-", 3), ("---", 1)],
+)
+def test_images_in_another_order_are_not_compared(tmp_path, labels, boards):
+    """Nor are those of unknown order, where others differ."""
+    for number, label in enumerate(labels):
+        record = evaluation(number)
+        for row in record["rows"]:
+            row |= {} if label == "-" else {"labels": label}
+        write(tmp_path / str(number) / "evaluation.json", record)
+    found = boards_of(find_results(tmp_path).evaluations)
+    assert len(found) == boards
+    for each in found:
+        assert len({run.rows[0].labels for run in each.runs} - {None}) <= 1
+
+
 @given(st.permutations(range(4)))
 def test_order_of_runs_changes_no_figure(tmp_path_factory, order):
     records = list(seeds(4).values())

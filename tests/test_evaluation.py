@@ -31,7 +31,7 @@ from diffrate_jax.evaluation import (
     score_row,
 )
 from diffrate_jax.inference import compile_inference
-from diffrate_jax.tally import Tally
+from diffrate_jax.tally import BASE, PRIME, Tally
 
 COUNT, BATCH, CLASSES = 53, 8, 7
 COLOURS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
@@ -120,6 +120,25 @@ def test_every_example_counts_once(dataset, name: str):
     assert row["correct"] == score.correct
 
 
+def test_labels_tell_the_images_and_their_order(dataset, tmp_path):
+    """Whatever the batch and the model; two images changing places is another order."""
+    images, labels = examples()
+    one, other = 3, 3 + int(np.argmax(labels[3:] != labels[3]))
+    swapped = np.arange(COUNT)
+    swapped[[one, other]] = other, one
+    kept = {"num_classes": CLASSES, "test_image": images}
+    said = {}
+    for name, order in {"same": slice(None), "swapped": swapped}.items():
+        np.savez(tmp_path / f"{name}.npz", **kept, test_label=labels[order])
+        again = open_dataset(f"arrays:{tmp_path}/{name}.npz", image_size=8)
+        said[name] = evaluator(again, batch_size=16).score(RUNS["tome"]).labels
+    value = functools.reduce(
+        lambda value, label: (value * BASE + int(label) + 1) % PRIME, labels, 0
+    )
+    assert evaluator(dataset).score(None).labels == said["same"] == f"{value:016x}"
+    assert said["swapped"] != said["same"]
+
+
 def host(name: str, folder: str, port: str, process: str) -> None:
     """What each process of the next test does: evaluate its share, and print it.
 
@@ -130,7 +149,8 @@ def host(name: str, folder: str, port: str, process: str) -> None:
     dataset, own = open_dataset(name, image_size=8), Path(folder) / process
     for path in (None, own / "tally.json"):
         score = evaluator(dataset).score(None, path=path)
-        print(score.count, float(score.top1), float(score.loss), score.correct)
+        said = score.count, float(score.top1), float(score.loss)
+        print(*said, score.correct, score.labels)
 
 
 @pytest.mark.slow
@@ -160,11 +180,11 @@ def test_two_processes_count_every_example_once(kind, dataset, photos, tmp_path)
     ]  # fmt: skip
     for process in processes:
         lines = process.communicate(timeout=300)[0].splitlines()[-2:]
-        for count, top1, loss, correct in map(str.split, lines):
+        for count, top1, loss, *rest in map(str.split, lines):
             assert int(count) == COUNT
             assert float(top1) == wanted.top1
             assert float(loss) == pytest.approx(wanted.loss, rel=1e-6)
-            assert correct == wanted.correct
+            assert rest == [wanted.correct, wanted.labels]
     assert not (tmp_path / "1").exists()
 
 
@@ -223,7 +243,10 @@ def without_rate(score) -> dict:
     return dataclasses.asdict(dataclasses.replace(score, images_per_second=0))
 
 
-@pytest.mark.parametrize("text", ["[]", '{"batches": 1, "sum": 3}', "{"])
+@pytest.mark.parametrize(
+    "text",
+    ["[]", '{"batches": 1, "sum": 3}', '{"batches": 1, "sums": [1, 1, 1, 1]}', "{"],
+)
 def test_a_damaged_tally_is_refused(dataset, tmp_path, text: str):
     path = tmp_path / "tally.json"
     path.write_text(text)
@@ -236,12 +259,15 @@ def test_a_tally_puts_examples_in_the_order_of_the_split(hosts, monkeypatch):
     """Host p has the examples p, p + hosts, and so on."""
     monkeypatch.setattr(jax, "process_count", lambda: hosts)
     right = np.arange(BATCH) % 3 == 0
-    verdict = np.where(np.arange(BATCH) < 6, right, -1)
+    label = np.array([4, 0, 2, 4, 1, 3, 0, 0])
+    verdict = np.where(np.arange(BATCH) < 6, 2 * label + right, -1)
     tally = Tally()
     tally.add(np.array([6.0, 2, 2, 0.5]), np.concatenate(
         [verdict[host::hosts] for host in range(hosts)]
     ))  # fmt: skip
     assert tally.correct == "100100"
+    digits = enumerate(reversed(label[:6].tolist()))
+    assert tally.labels == sum((n + 1) * BASE**i for i, n in digits) % PRIME
     assert (tally.batches, tally.sums) == (1, [6, 2, 2, 0.5])
 
 

@@ -144,13 +144,14 @@ def test_gains_are_those_of_the_last_schedule():
 
 
 def test_worthless_tokens_pay_for_others():
-    """Nothing reads what a class token's model keeps last: it goes, in large steps."""
+    """Nothing reads what a class token's model keeps last: it goes as it can be used."""
     model, images = wide(), Images()
     images.mean = lambda s: float((VALUE * np.exp(-np.array(s.merge) / 100))[:3].sum())
     macs = dr.cost_macs(model, START)
     found = refine(START, macs_of(model), macs, images)
-    assert found.moves[0]["step"][3] <= -round(TRUST * 196)
-    assert found.schedule.merge[3] < START.merge[3] / 2
+    assert found.moves[0]["step"][3] < -2.5 * round(TRUST * 196)
+    # Single tokens of the cheapest block use up what rounding leaves of the budget.
+    assert found.schedule.merge[3] <= 4
 
 
 def test_a_gain_below_its_standard_error_is_not_taken():

@@ -62,6 +62,11 @@ class Parabola:
         return self.more.tokens != self.fewer.tokens
 
     @property
+    def is_flat(self) -> bool:
+        """Whether tokens can be taken and no image's loss depends on them."""
+        return self.fewer.tokens < 0 and self.more.loss == self.fewer.loss == 0
+
+    @property
     def slope(self) -> float:
         """Change of the loss per token, in the middle of what was measured."""
         return (self.more.loss - self.fewer.loss) / self._span()

@@ -23,7 +23,7 @@ from diffrate_jax.recipe import Recipe
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Array
 
-ROUNDS = 5
+ROUNDS = 9
 # Of the way to the lowest point of the parabolas.
 PARTS = (1.0, 0.5, 0.25)
 # Standard errors by which a step must be better: the parabolas speak for it.

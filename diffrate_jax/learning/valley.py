@@ -16,6 +16,8 @@ TRUST = 1 / 10
 # Curvatures are small differences of noisy losses: each is drawn to their median, which
 # blocks of few tokens do not move, and none is taken for less than a part of it.
 POOLED, LEAST = 0.5, 0.3
+# What is left of that where nothing reads a block's tokens: all of them can go at once.
+FLAT = 1e-6
 Change = Callable[[Schedule, int, Geometry], Schedule | None]
 
 
@@ -23,8 +25,9 @@ class Valley:
     """The sum of the parabolas where all of a budget is spent: its lowest point nearby.
 
     Blocks exchange tokens until a token is worth as much as it costs in all of them,
-    or until a block has given or taken as many as the measurement is trusted for. What
-    an idle block gives is counted from the block before it.
+    or until a block has given or taken as many as the measurement is trusted for. All
+    are given of tokens that nothing reads, as after the last block of a model with a
+    class token. What an idle block gives is counted from the block before it.
 
     Args:
         schedule: where they were measured.
@@ -53,9 +56,11 @@ class Valley:
         self._most_M = trust * np.array([p.more.tokens > 0 for p in parabolas])
         spare_M = np.array(schedule.merge)[self._blocks] - geometry.prefix_tokens - 1
         can_M = np.array([p.fewer.tokens < 0 for p in parabolas])
-        self._least_M = -np.minimum(trust, spare_M) * can_M
+        flat_M = np.array([p.is_flat for p in parabolas])
+        self._least_M = -np.where(flat_M, spare_M, np.minimum(trust, spare_M)) * can_M
         steep = np.abs(slope_M).max() / trust
         self._curvature_M = pooled([p.curvature for p in parabolas], steep)
+        self._curvature_M[flat_M] *= FLAT
         middle_M = np.array(
             [p.middle if p.curvature is not None else 0 for p in parabolas]
         )

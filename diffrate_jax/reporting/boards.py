@@ -133,8 +133,21 @@ def boards_of(evaluations: Iterable[Evaluation]) -> tuple[Board, ...]:
     for each in evaluations:
         images = each.dataset, each.split, each.rows[0].count
         groups.setdefault((each.model, each.dense_macs, *images), []).append(each)
-    most_first = sorted(groups.values(), key=lambda runs: -runs[0].rows[0].count)
+    alike = [runs for group in groups.values() for runs in of_one_order(group)]
+    most_first = sorted(alike, key=lambda runs: -runs[0].rows[0].count)
     return tuple(Board(tuple(runs), methods_of(runs)) for runs in most_first)
+
+
+def of_one_order(runs: Sequence[Evaluation]) -> list[list[Evaluation]]:
+    """Returns runs apart whose images, under one name, were others or in other order.
+
+    Files without a hash of their labels go with the others, if those agree.
+    """
+    orders: dict[str | None, list[Evaluation]] = {}
+    for run in runs:
+        orders.setdefault(run.rows[0].labels, []).append(run)
+    known = [order for order in orders if order is not None]
+    return [list(runs)] if len(known) <= 1 else list(orders.values())
 
 
 def methods_of(runs: Sequence[Evaluation]) -> tuple[Method, ...]:

@@ -17,7 +17,12 @@ Counts = tuple[Positive, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One way to run a model, and how well it did; `correct` is 0 or 1 per image."""
+    """One way to run a model, and how well it did.
+
+    Attributes:
+        correct: 0 or 1 for each image.
+        labels: a hash of the images' labels; older files have none.
+    """
 
     name: str
     macs: Positive
@@ -28,6 +33,7 @@ class Row:
     loss: float
     images_per_second: float
     correct: str
+    labels: str | None = None
     target: str | None = None
     rule: str | None = None
     prune: Counts | None = None
