@@ -37,7 +37,8 @@ class Score:
         loss: mean cross entropy.
         images_per_second: of the median batch, input included, without the first batch.
         correct: "1" or "0" for each example, in the order of the split.
-        labels: of labels in that order, a hash: rows of other images have another.
+        labels: a hash of the labels in that order. Where two differ, so did the images
+            or their order; equal ones do not prove equal images.
     """
 
     count: int
@@ -112,7 +113,11 @@ class Evaluator:
         return self._score(tally, size)
 
     def _batches(self, start: int) -> Iterator[Batch]:
-        """Yields batches with each example's `number` in the split."""
+        """Yields batches with each example's `number` in the split.
+
+        Raises:
+            UserError: an example has no label.
+        """
         host, hosts = jax.process_index(), jax.process_count()
         batches = self._dataset.epoch(
             self._split,
@@ -122,6 +127,7 @@ class Evaluator:
             process_count=hosts,
         )
         for place, batch in enumerate(batches, start):
+            check_labelled(batch, self._dataset.name, self._split)
             row_B = np.arange(len(batch["label"]), dtype=np.int32)
             first = place * self._batch_size + host
             yield batch | {"number": first + row_B * hosts}
@@ -149,6 +155,19 @@ def check_classes(model: Model, dataset: Dataset) -> None:
         raise UserError(
             f"the model tells {model.num_classes} classes apart, {dataset.name} "
             f"has {dataset.num_classes}; use a model made for the dataset"
+        )
+
+
+def check_labelled(batch: Batch, name: str, split: str) -> None:
+    """Refuses examples without labels, which TFDS marks by -1.
+
+    Raises:
+        UserError: naming the split.
+    """
+    if batch["label"].min() < 0:
+        raise UserError(
+            f"{split!r} of {name} has examples without labels, so nothing can be right "
+            "or wrong; evaluate on another split, with --config.eval_split"
         )
 
 

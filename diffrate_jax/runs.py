@@ -106,6 +106,9 @@ def evaluated(
         groups: what to evaluate, by name and budget.
         params: the weights.
         weights_sha256: of the file that holds them.
+
+    Raises:
+        UserError: the folder holds another evaluation, or the data have changed since.
     """
     model = recipes.model_of(config)
     dataset = recipes.dataset_of(config, model)
@@ -123,6 +126,12 @@ def evaluated(
         row = score_row(name, model, compression, score)
         row |= as_published(config.model, compression, model)
         rows.append(row | {"target": target})
+    if len({row["labels"] for row in rows}) > 1:
+        raise UserError(
+            f"the examples of {config.dataset} are not the same for all of "
+            f"{', '.join(row['name'] for row in rows)}: the data changed since they "
+            f"were counted; remove the folder {folder} to count again"
+        )
     return rows
 
 

@@ -72,7 +72,7 @@ class Tally:
         fields = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(record, dict) or set(record) != fields:
             raise UserError(
-                f"{path} is no tally of this version's evaluation; remove it to count "
-                "again"
+                f"{path} is no tally of this version's evaluation; remove the folder "
+                f"{path.parent} to count again"
             )
         return cls(**record)

@@ -15,7 +15,7 @@ from programs import ROOT
 from test_weights import random_params
 
 from diffrate_jax import evaluate
-from diffrate_jax.files import read_json
+from diffrate_jax.files import read_json, write_json
 from diffrate_jax.model_folder import save_model
 from diffrate_jax.models import create_model
 from diffrate_jax.tables import published_table
@@ -153,6 +153,21 @@ def test_a_folder_of_another_evaluation(paths, tmp_path, capsys, flags, field):
     printed = capsys.readouterr().err
     assert f"/evaluation belongs to a run with {field}" in printed
     assert "give another --workdir or the same config" in printed
+
+
+def test_rows_of_changed_data_are_not_compared(paths, tmp_path, capsys):
+    """The second row is counted again, after the data changed under its name."""
+    assert run(paths, tmp_path) == 0
+    folder = tmp_path / "evaluation"
+    tally = read_json(folder / "1.json")
+    write_json(folder / "1.json", tally | {"labels": tally["labels"] + 1})
+    (tmp_path / "evaluation.json").unlink()
+    capsys.readouterr()
+    assert run(paths, tmp_path) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: the examples of folder:")
+    assert last.endswith(f"remove the folder {folder} to count again")
+    assert not (tmp_path / "evaluation.json").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"no image"])

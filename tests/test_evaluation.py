@@ -121,15 +121,15 @@ def test_every_example_counts_once(dataset, name: str):
 
 
 def test_labels_tell_the_images_and_their_order(dataset, tmp_path):
-    """Whatever the batch and the model; two images changing places is another order."""
+    """Whatever the batch and the model; two examples changing places is another."""
     images, labels = examples()
     one, other = 3, 3 + int(np.argmax(labels[3:] != labels[3]))
     swapped = np.arange(COUNT)
     swapped[[one, other]] = other, one
-    kept = {"num_classes": CLASSES, "test_image": images}
     said = {}
     for name, order in {"same": slice(None), "swapped": swapped}.items():
-        np.savez(tmp_path / f"{name}.npz", **kept, test_label=labels[order])
+        data = {"test_image": images[order], "test_label": labels[order]}
+        np.savez(tmp_path / f"{name}.npz", **data, num_classes=CLASSES)
         again = open_dataset(f"arrays:{tmp_path}/{name}.npz", image_size=8)
         said[name] = evaluator(again, batch_size=16).score(RUNS["tome"]).labels
     value = functools.reduce(
@@ -250,8 +250,22 @@ def without_rate(score) -> dict:
 def test_a_damaged_tally_is_refused(dataset, tmp_path, text: str):
     path = tmp_path / "tally.json"
     path.write_text(text)
-    with pytest.raises(dr.UserError, match="remove it|write it again"):
+    with pytest.raises(dr.UserError, match="remove the folder|write it again"):
         evaluator(dataset).score(None, path=path)
+
+
+def test_examples_without_labels_are_refused(tmp_path):
+    """TFDS marks those of a test split by -1."""
+    images, labels = examples()
+    data = {"test_image": images, "test_label": labels, "num_classes": CLASSES}
+    np.savez(tmp_path / "d.npz", **data)
+    dataset = open_dataset(f"arrays:{tmp_path}/d.npz", image_size=8)
+    every = dataset.epoch
+    dataset.epoch = lambda *args, **kwargs: (
+        batch | {"label": batch["label"] - 1} for batch in every(*args, **kwargs)
+    )
+    with pytest.raises(dr.UserError, match="examples without labels.*another split"):
+        evaluator(dataset).score(None)
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])

@@ -144,7 +144,7 @@ def test_gains_are_those_of_the_last_schedule():
 
 
 def test_worthless_tokens_pay_for_others():
-    """Nothing reads what a class token's model keeps last: it goes as it can be used."""
+    """Nothing reads what a class token's model keeps last: it goes at once."""
     model, images = wide(), Images()
     images.mean = lambda s: float((VALUE * np.exp(-np.array(s.merge) / 100))[:3].sum())
     macs = dr.cost_macs(model, START)

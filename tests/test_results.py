@@ -86,6 +86,7 @@ def only_problem(folder) -> str:
         (change(evaluation(), macs=True), "'macs' must be a whole number above 0"),
         (change(evaluation(), correct="11"), "'correct' must be 40 digits 0 or 1"),
         (change(evaluation(), correct="2" * 40), "'correct' must be 40 digits 0 or 1"),
+        (change(evaluation(), labels="0f"), "'labels' must be the first row's"),
         (change(evaluation(), target=60), "'target' must be text or null, found 60"),
         (change(evaluation(), merge=[1.5]), "'merge' must be a list of whole numbers"),
         (change(benchmark(), seconds=[]), "'seconds' must be a list of numbers above"),

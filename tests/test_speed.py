@@ -1,11 +1,11 @@
-"""Speed on CPU, as ratios of alternating runs in one process, so that noise cancels.
+"""Speed on CPU, as ratios of alternating runs in one process, in its calmest minute.
 
 `launch/test.sh --slow` runs this by itself on one device: four virtual ones would share
 the cores. The comparison with PyTorch needs torch in the same environment.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,18 +46,21 @@ def times_of(*runs: Callable[[], Any]) -> np.ndarray:
     return seconds[2:]
 
 
-def slowdowns(run: Callable[[], Any], reference: Callable[[], Any]) -> Iterator[float]:
-    """Yields how many times longer `run` takes: medians over alternating runs.
+def slowdown(run: Callable[[], Any], reference: Callable[[], Any]) -> float:
+    """Returns how many times longer `run` takes: the median over alternating runs.
 
-    Several, because others' work on the same machine does not cancel: while it slowed
-    the dense model from 200 to 275 ms, the ratio of 15 rounds fell from 1.51 to 1.43.
+    Of several tries, the one that took the least time: others' work on the machine does
+    not cancel. While it slowed the dense model from 200 to 275 ms, the ratio of dense
+    to gathered, over 40 rounds, fell from 1.51 to 1.43.
     """
+    found = []
     for _ in range(TRIES):
         seconds = times_of(run, reference)
-        ratios = seconds[:, 0] / seconds[:, 1]
-        milliseconds = 1e3 * np.median(seconds, axis=0)
-        print(f"\n{milliseconds.round(1)} ms, ratios {np.sort(ratios).round(2)}")
-        yield float(np.median(ratios))
+        ratio = float(np.median(seconds[:, 0] / seconds[:, 1]))
+        taken = np.median(seconds, axis=0)
+        print(f"\n{(1e3 * taken).round(1)} ms, ratio {ratio:.3f}")
+        found.append((taken.sum(), ratio))
+    return min(found)[1]
 
 
 def deit(batch: int) -> tuple[Any, Any, jax.Array, jax.Array]:
@@ -89,10 +92,8 @@ def test_time_follows_the_operation_count(batch: int, rule: str, bar: float) -> 
     assert saving == pytest.approx(1.583, abs=1e-3)
     dense, gathered = classifier(model), classifier(model, dr.Gathered(schedule))
     assert gathered(params, images).shape == (batch, 1000)
-    speedups = slowdowns(
-        lambda: dense(params, images), lambda: gathered(params, images)
-    )
-    assert any(speedup >= bar for speedup in speedups)
+    speedup = slowdown(lambda: dense(params, images), lambda: gathered(params, images))
+    assert speedup >= bar
 
 
 def test_a_search_step_costs_less_than_three_forward_passes() -> None:
@@ -122,10 +123,10 @@ def test_a_search_step_costs_less_than_three_forward_passes() -> None:
         rates = jax.tree.map(lambda a, g: a - 0.3 * jnp.sign(g), rates, grads)
     assert len(set(costs)) == 3
     assert step._cache_size() == 1
-    ratios = slowdowns(
+    ratio = slowdown(
         lambda: step(rates, params, images, labels), lambda: dense(params, images)
     )
-    assert any(ratio <= 2.6 for ratio in ratios)
+    assert ratio <= 2.6
 
 
 @pytest.mark.parametrize("batch", [8, 16])
@@ -139,8 +140,7 @@ def test_dense_keeps_up_with_pytorch(batch: int) -> None:
     planes = torch.tensor(np.asarray(images)).permute(0, 3, 1, 2).contiguous()
     with torch.inference_mode():
         assert theirs(planes).shape == dense(params, images).shape
-        ratios = slowdowns(lambda: theirs(planes), lambda: dense(params, images))
-        assert any(ratio >= 0.9 for ratio in ratios)
+        assert slowdown(lambda: theirs(planes), lambda: dense(params, images)) >= 0.9
 
 
 def torch_vit(torch: Any) -> Callable[[Any], Any]:

@@ -63,7 +63,7 @@ class Parabola:
 
     @property
     def is_flat(self) -> bool:
-        """Whether tokens can be taken and no image's loss depends on them."""
+        """Whether tokens can be taken and the loss stays the same to the last bit."""
         return self.fewer.tokens < 0 and self.more.loss == self.fewer.loss == 0
 
     @property

@@ -26,7 +26,7 @@ class Valley:
 
     Blocks exchange tokens until a token is worth as much as it costs in all of them,
     or until a block has given or taken as many as the measurement is trusted for. All
-    are given of tokens that nothing reads, as after the last block of a model with a
+    may be given of tokens that nothing reads, as after the last block of a model with a
     class token. What an idle block gives is counted from the block before it.
 
     Args:
@@ -161,6 +161,6 @@ def pooled(curvatures: Sequence[float | None], steep: float) -> np.ndarray:
     known = [curvature for curvature in curvatures if curvature is not None]
     middle = np.median(known) if known else 0.0
     if middle <= 0:
-        middle = max(steep, np.finfo(float).tiny)
+        middle = steep or 1.0
     filled_M = np.array([middle if c is None else c for c in curvatures])
     return np.maximum(POOLED * middle + (1 - POOLED) * filled_M, LEAST * middle)

@@ -8,6 +8,7 @@ import dataclasses
 import os
 import re
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -88,17 +89,24 @@ class Method:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Board:
-    """Methods that can be compared image by image, those of a target together."""
+    """Methods that can be compared image by image, those of a target together.
+
+    Attributes:
+        is_one_of_several: there are others whose images have the same name.
+    """
 
     runs: tuple[Evaluation, ...]
     methods: tuple[Method, ...]
+    is_one_of_several: bool = False
 
     @property
     def title(self) -> str:
         """Model and images."""
         first = self.runs[0]
-        cost = format_macs(first.dense_macs)
-        return f"{first.model} of {cost}, {first.dataset} {first.split}"
+        title = f"{format_macs(first.dense_macs)}, {first.dataset} {first.split}"
+        labels = (first.rows[0].labels or "unknown")[:7]
+        order = f" (labels {labels})" if self.is_one_of_several else ""
+        return f"{first.model} of {title}{order}"
 
     @property
     def targets(self) -> tuple[str | None, ...]:
@@ -128,26 +136,22 @@ class Board:
 
 
 def boards_of(evaluations: Iterable[Evaluation]) -> tuple[Board, ...]:
-    """Returns a board for each model and split, those of most images first."""
-    groups: dict[tuple, list[Evaluation]] = {}
-    for each in evaluations:
-        images = each.dataset, each.split, each.rows[0].count
-        groups.setdefault((each.model, each.dense_macs, *images), []).append(each)
-    alike = [runs for group in groups.values() for runs in of_one_order(group)]
-    most_first = sorted(alike, key=lambda runs: -runs[0].rows[0].count)
-    return tuple(Board(tuple(runs), methods_of(runs)) for runs in most_first)
+    """Returns a board for each model and set of images, those of most images first.
 
-
-def of_one_order(runs: Sequence[Evaluation]) -> list[list[Evaluation]]:
-    """Returns runs apart whose images, under one name, were others or in other order.
-
-    Files without a hash of their labels go with the others, if those agree.
+    Images under one name whose labels come in another order are another set, and so
+    are those of files that do not tell.
     """
-    orders: dict[str | None, list[Evaluation]] = {}
-    for run in runs:
-        orders.setdefault(run.rows[0].labels, []).append(run)
-    known = [order for order in orders if order is not None]
-    return [list(runs)] if len(known) <= 1 else list(orders.values())
+    groups: dict[tuple, list[Evaluation]] = {}
+    for run in evaluations:
+        first = run.rows[0]
+        images = run.dataset, run.split, first.count, first.labels
+        groups.setdefault((run.model, run.dense_macs, *images), []).append(run)
+    alike = Counter(key[:-1] for key in groups)
+    boards = [
+        Board(tuple(runs), methods_of(runs), is_one_of_several=alike[key[:-1]] > 1)
+        for key, runs in groups.items()
+    ]
+    return tuple(sorted(boards, key=lambda board: -board.runs[0].rows[0].count))
 
 
 def methods_of(runs: Sequence[Evaluation]) -> tuple[Method, ...]:

@@ -206,6 +206,10 @@ def read_evaluation(record: Any, _: Path, name: str) -> Evaluation:
                 f"{count} digits 0 or 1, one for each image",
                 row.correct,
             )
+        if row.labels != found.rows[0].labels:
+            raise wrong_value(
+                f"{name}, row {number}", "labels", "the first row's", row.labels
+            )
     return found
 
 
