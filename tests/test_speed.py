@@ -50,8 +50,7 @@ def slowdown(run: Callable[[], Any], reference: Callable[[], Any]) -> float:
     """Returns how many times longer `run` takes: the median over alternating runs.
 
     Of several tries, the one that took the least time: others' work on the machine does
-    not cancel. While it slowed the dense model from 200 to 275 ms, the ratio of dense
-    to gathered, over 40 rounds, fell from 1.51 to 1.43.
+    not cancel. From one process to the next the ratio moves too, by some hundredths.
     """
     found = []
     for _ in range(TRIES):
@@ -90,8 +89,8 @@ def test_time_follows_the_operation_count(batch: int, rule: str, bar: float) -> 
     """The published schedule costs 1/1.583 of the dense model; it saves most of it.
 
     The default rule, at the same counts after merging, compares all pairs of tokens.
-    At batch 8 medians came to 1.41 to 1.57 and to 1.38 to 1.51, by the hour: the bars
-    there are below all of them.
+    At batch 8 medians came to 1.41 to 1.57 and to 1.35 to 1.51, from process to process
+    and by the hour: the bars there are at the lower ends.
     """
     model, params, images, _ = deit(batch)
     schedule = dr.published_schedule(NAME, TARGET)
