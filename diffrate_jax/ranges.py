@@ -38,6 +38,7 @@ RANGES = {
     "penalty": (0, inf),
     "granularity": (1, inf),
     "refine_images": (0, inf),
+    "refine_seed": (0, 2**32 - 1),
     "compare_images": (0, inf),
     "tighten": (0, 0.99),
     "spread": (1e-6, inf),

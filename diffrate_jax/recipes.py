@@ -126,8 +126,15 @@ def rand_augment_of(config: ConfigDict, preprocess: Preprocess) -> RandAugment |
     )
 
 
-def batches_of(config: ConfigDict, dataset: Dataset) -> Batches:
+def batches_of(
+    config: ConfigDict, dataset: Dataset, seed: int | None = None
+) -> Batches:
     """Returns this host's training stream from any step onward.
+
+    Args:
+        config: of the run.
+        dataset: that it asks for.
+        seed: of another stream than the config's.
 
     Raises:
         UserError: no such split, or a batch that it or the devices do not allow.
@@ -141,7 +148,7 @@ def batches_of(config: ConfigDict, dataset: Dataset) -> Batches:
         return dataset.batches(
             config.train_split,
             batch_size=config.batch_size,
-            seed=config.seed,
+            seed=config.seed if seed is None else seed,
             start=start,
             process_index=jax.process_index(),
             process_count=jax.process_count(),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 
 from diffrate_jax import recipes
 from diffrate_jax.baselines import hand_made
+from diffrate_jax.batches import Batches
 from diffrate_jax.compress import Gathered
 from diffrate_jax.compressions import schedule_of
 from diffrate_jax.cost import Measure, macs_of
@@ -54,7 +56,7 @@ def run_search(config: ConfigDict, workdir: epath.Path) -> list[Schedule]:
     params = recipes.params_of(config, model)
     dataset = recipes.dataset_of(config, model)
     check_labels(config, dataset, model)
-    batches = recipes.batches_of(config, dataset)
+    batches = stream_of(config, dataset)
     recipe = dataclasses.replace(recipe, refine_images=held_out(config, dataset))
     run = {"program": "search", "weights_sha256": recipes.weights_digest(config)}
     if latency is not None:
@@ -106,12 +108,35 @@ def schedule_file(target: str, *, alone: bool) -> str:
 def held_out(config: ConfigDict, dataset: Dataset) -> int:
     """Returns how many images are held out for refining: none of them twice.
 
-    They are the first of the stream. Where a search goes through its images more than
-    once it sees them too, from the second epoch on; a schedule says of how many images
-    it was learned, these included.
+    A schedule says of how many images it was learned, these included.
     """
     epoch = steps_per_epoch(dataset, config.train_split, config.batch_size)
     return min(config.refine_images, epoch * config.batch_size // config.repeats)
+
+
+def held_out_batches(config: ConfigDict, dataset: Dataset) -> int:
+    """Returns how many batches the held-out images take."""
+    return -(-held_out(config, dataset) // config.batch_size)
+
+
+def stream_of(config: ConfigDict, dataset: Dataset) -> Batches:
+    """Returns a search's stream from any step onward: the held-out images first.
+
+    They are the first of the order of `refine_seed`, so that searches of different
+    seeds end by the same images, and what they say of them can be compared. What
+    follows is the seed's own. With another seed, and from the second epoch on, a
+    descent sees held-out images too: of 50,000 images one in fifty.
+    """
+    own = recipes.batches_of(config, dataset)
+    same = recipes.batches_of(config, dataset, config.refine_seed)
+    count = held_out_batches(config, dataset)
+
+    def stream(start: int) -> Iterator[Batch]:
+        if start < count:
+            yield from itertools.islice(same(start), count - start)
+        yield from own(max(start, count))
+
+    return stream
 
 
 def described(config: ConfigDict, dataset: Dataset, result: SearchResult) -> Schedule:
@@ -207,9 +232,9 @@ def evaluator_of(config: ConfigDict, model: Model, dataset: Dataset) -> Evaluato
     preprocess = recipes.preprocess_of(config, model)
     colours = {"mean": preprocess.mean, "std": preprocess.std}
     used = config.steps * len(recipes.targets_of(config))
-    used += -(-held_out(config, dataset) // config.batch_size)
+    used += held_out_batches(config, dataset)
     count = -(-config.compare_images // config.batch_size)
-    stream = recipes.batches_of(config, dataset)(used)
+    stream = stream_of(config, dataset)(used)
     taken = list(itertools.islice(stream, count))
     if not fits(dataset, model):
         taken = as_dense(model, params, taken, **colours)

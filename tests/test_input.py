@@ -1,5 +1,6 @@
 """The input of a recipe: from fields to values, and how fast it comes."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffrate_jax import cli, recipes
+from diffrate_jax import cli, recipes, searching
 from diffrate_jax.data.__main__ import main
 from diffrate_jax.data.augment import IMAGENET, Augment
 from diffrate_jax.data.rand_augment import RandAugment
@@ -70,6 +71,30 @@ def test_devices_that_hold_half_a_pair_are_refused(arrays, field):
     config[field] = 0.5
     with pytest.raises(UserError, match="an even number of them, got 3 per device"):
         recipes.batches_of(config, dataset)
+
+
+def test_searches_of_every_seed_are_refined_by_the_same_images(arrays):
+    """And go on with their own, from any step onward."""
+    config = config_of("quickstart", dataset=arrays, batch_size=8, refine_images=20)
+    dataset = recipes.dataset_of(config, recipes.model_of(config))
+
+    def batches(seed: int, start: int) -> list[dict]:
+        config.seed = seed
+        stream = searching.stream_of(config, dataset)(start)
+        return list(itertools.islice(stream, 6))
+
+    first, other = batches(seed=0, start=0), batches(seed=1, start=0)
+    np.testing.assert_equal(other[:3], first[:3])
+    for mine, theirs in zip(first[3:], other[3:], strict=True):
+        assert not np.array_equal(mine["image"], theirs["image"])
+    for start in range(6):
+        later = batches(seed=1, start=start)
+        np.testing.assert_equal(later[: 6 - start], other[start:])
+    own = recipes.batches_of(config, dataset)(0)
+    np.testing.assert_equal(list(itertools.islice(own, 3, 6)), other[3:])
+    config.refine_seed = 1
+    own = recipes.batches_of(config, dataset)(0)
+    np.testing.assert_equal(list(itertools.islice(own, 6)), batches(seed=1, start=0))
 
 
 @pytest.mark.parametrize("everything", [True, False])
