@@ -15,6 +15,7 @@ from flax import struct
 
 from diffrate_jax import tokens as tk
 from diffrate_jax.errors import UserError
+from diffrate_jax.folding import fold, merge
 from diffrate_jax.pairs import Pairs
 from diffrate_jax.rates import Kept, Located, Rates, refuse_pruning
 from diffrate_jax.rules import Rule, rule_of
@@ -94,14 +95,13 @@ class Gathered:
             return destination
         source = tk.take(tokens, goes_BS)
         index_BS, closeness_BS = pairs.match(goes_BS, stays_BK)
-        assignment_BSK = jax.nn.one_hot(index_BS, last, dtype=closeness_BS.dtype)
         size_BS = rule.source_size(source.sizes(), closeness_BS)
         weight_BN = rule.weight(tokens.sizes(), seen.importance)
         weights = None
         if weight_BN is not None:
             weights = tk.rows(weight_BN, stays_BK), tk.rows(weight_BN, goes_BS)
         source = source.replace(size=size_BS)
-        return tk.fold(destination, source, assignment_BSK, weights)
+        return merge(destination, source, index_BS, weights)
 
     def _spares_first(self, geometry: Geometry) -> bool:
         return self.reference and geometry.only_merges
@@ -275,7 +275,7 @@ class Masked:
         if not isinstance(self.counts, Located):
             # The published rule: a dead source keeps its scaled size.
             tokens = tokens.replace(size=jnp.where(goes_BN, scaled_BN, size_BN))
-        return tk.fold(tokens, source, assignment_BNK, weights)
+        return fold(tokens, source, assignment_BNK, weights)
 
 
 def counts_of(schedule: Schedule) -> Kept:

@@ -1,7 +1,7 @@
-"""Tokens, and the operations on them: rank, match, fold.
+"""Tokens, and the operations on them: rank, match, take.
 
 Both ways of running compression, masked for search and gathered for inference, are made
-of these, so there is one definition of scores, matching and folding.
+of these, and of `folding`, so there is one definition of scores and matching.
 """
 
 import jax
@@ -145,74 +145,6 @@ def match(closeness_BSK: Array, allowed: Array) -> tuple[Array, Array]:
     is_best_BSK = allowed & (closeness_BSK == best_BS[..., None])
     index_BS = jnp.min(jnp.where(is_best_BSK, index_K, len(index_K)), axis=-1)
     return index_BS, best_BS
-
-
-def fold(
-    destination: Tokens,
-    source: Tokens,
-    assignment_BSK: Array,
-    weights: tuple[Array, Array] | None = None,
-) -> Tokens:
-    """Folds sources into destinations: features are averaged, sizes and origins added.
-
-    Features, sizes and provenance all pass through the same assignment matrix, which
-    is ToMe's (arXiv 2210.09461) one matching with many uses, held as data.
-
-    Args:
-        destination: the K tokens that stay.
-        source: the S tokens to fold away.
-        assignment_BSK: 1.0 where source s goes to destination k, else 0.0.
-        weights: ([B, K], [B, S]) weights of the mean; plain mean by default.
-    """
-    x_BKD, x_BSD = destination.x, source.x
-    A_BSK = assignment_BSK.astype(x_BKD.dtype)
-    if weights is None:
-        total_BK = 1.0 + jnp.sum(A_BSK, axis=1)
-    else:
-        weight_BK, weight_BS = weights
-        total_BK = weight_BK + spread(assignment_BSK, weight_BS[..., None])[..., 0]
-        x_BKD, x_BSD = x_BKD * weight_BK[..., None], x_BSD * weight_BS[..., None]
-    mean_BKD = (x_BKD + spread(A_BSK, x_BSD)) / total_BK[..., None]
-    size_BK = (
-        destination.sizes() + spread(assignment_BSK, source.sizes()[..., None])[..., 0]
-    )
-    origin = destination.origin
-    if origin is not None:
-        origin = origin + spread(assignment_BSK, source.origin)
-    return destination.replace(
-        x=mean_BKD.astype(destination.x.dtype), size=size_BK, origin=origin
-    )
-
-
-def spread(assignment_BSK: Array, value_BSD: Array) -> Array:
-    """Sums the values of the sources at their destinations [B, K, D], exactly."""
-    return jnp.einsum(
-        "BSK,BSD->BKD",
-        assignment_BSK.astype(value_BSD.dtype),
-        value_BSD,
-        precision=jax.lax.Precision.HIGHEST,
-    )
-
-
-def restore(tokens: Tokens, x_BND: Array) -> Array:
-    """Returns features [B, O, D] in the places of the tokens that the model began with.
-
-    A place takes the features of the token it ended in. Where the dead are still there
-    a place blends its own token's and those by the mask, whose gradient so tells what
-    the place would gain by its own token; the published restoring does that too.
-
-    Args:
-        tokens: with their origin.
-        x_BND: their features, or what became of them.
-    """
-    origin_BNO = jax.lax.stop_gradient(tokens.origin)
-    if tokens.alive is None:
-        # All are there in their order, or some were really folded away.
-        whole = origin_BNO.shape[1] == origin_BNO.shape[2]
-        return x_BND if whole else spread(origin_BNO, x_BND)
-    own_BN1 = tokens.alive[..., None]
-    ended_BND = spread(origin_BNO * jax.lax.stop_gradient(own_BN1), x_BND)
-    return (own_BN1 * x_BND + (1.0 - own_BN1) * ended_BND).astype(x_BND.dtype)
 
 
 def rows(value: Array, index_BK: Array) -> Array:

@@ -12,6 +12,7 @@ import numpy as np
 
 from diffrate_jax import tokens as tk
 from diffrate_jax.errors import UserError
+from diffrate_jax.folding import merge
 from diffrate_jax.rates import Kept
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Array, Geometry
@@ -125,10 +126,8 @@ def merge_bipartite(
         stay_BS = jnp.sort(stay_BS, axis=1)
     index_BS = jnp.take_along_axis(jnp.argmax(score_BSK, axis=-1), source_BS, axis=1)
     source = tk.take(even_BS, source_BS)
-    assignment_BSK = jax.nn.one_hot(index_BS, odd_BK.x.shape[1], dtype=best_BS.dtype)
-    merged = tk.fold(
-        odd_BK, source, assignment_BSK, weights=(odd_BK.sizes(), source.sizes())
-    )
+    weights = odd_BK.sizes(), source.sizes()
+    merged = merge(odd_BK, source, index_BS, weights)
     stay = tk.take(even_BS, stay_BS)
     stay = stay.replace(size=stay.sizes())
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), stay, merged)

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import diffrate_jax as dr
-from diffrate_jax import tokens as tk
 from diffrate_jax.baselines import hand_made, random_schedule
 from diffrate_jax.budget import fit_to_budget, smallest_schedule, uniform
 from diffrate_jax.compressions import parse_compression
 from diffrate_jax.cost import macs_of
 from diffrate_jax.data.augment import Augment
+from diffrate_jax.folding import restore
 from diffrate_jax.learning import learn_schedule
 from diffrate_jax.learning.refine import refine
 from diffrate_jax.models.caformer import CAFormer
@@ -213,7 +213,7 @@ def test_a_place_takes_the_features_of_the_token_it_ended_in(ended: list[int]):
     wanted = x[0, ended]
     lives = sorted(set(ended))
     gathered = Tokens(x[:, lives], origin=jnp.asarray(origin[:, lives]))
-    found = tk.restore(gathered, gathered.x)
+    found = restore(gathered, gathered.x)
     np.testing.assert_allclose(found[0], wanted, atol=1e-6)
     alive = jnp.asarray([[float(token in lives) for token in range(6)]])
 
@@ -222,7 +222,7 @@ def test_a_place_takes_the_features_of_the_token_it_ended_in(ended: list[int]):
         masked = Tokens(
             jnp.asarray(x), alive=alive, origin=np.maximum(origin, np.eye(6))
         )
-        return tk.restore(masked, masked.x)
+        return restore(masked, masked.x)
 
     np.testing.assert_allclose(restored(alive)[0], wanted, atol=1e-6)
     gain = jax.jacobian(restored)(alive)[0, :, :, 0]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import diffrate_jax as dr
 from diffrate_jax import tokens as tk
-from diffrate_jax.models.attention import mix, soften
+from diffrate_jax.models.attention import mix, soften_masked
 from diffrate_jax.pairs import Pairs
 from diffrate_jax.rates import Kept
 from diffrate_jax.rules import RULES, rule_of
@@ -212,7 +212,7 @@ def test_origins_partition_what_was_kept() -> None:
 def masked_softmax(score: jax.Array, alive: jax.Array) -> jax.Array:
     """Returns the map of weights, which attention itself never forms."""
     own = jnp.diagonal(score, axis1=-2, axis2=-1)[..., None]
-    weights = soften(score, own, jnp.ones_like(alive), alive, 0.0)
+    weights = soften_masked(score, own, jnp.ones_like(alive), alive, 0.0)
     return mix(weights, jnp.broadcast_to(jnp.eye(score.shape[-1]), score.shape))
 
 

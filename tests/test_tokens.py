@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from diffrate_jax.folding import fold, merge
 from diffrate_jax.tokens import (
     Tokens,
-    fold,
     match,
     products,
     rank,
@@ -116,6 +116,41 @@ def folded(x, source_x, size, source_size, target, *, weighted):
     return fold(
         destination, source, assignment, (size, source_size) if weighted else None
     )
+
+
+@functools.partial(jax.jit, static_argnames=("platform", "weighted"))
+def merged(destination, source, index, *, platform, weighted):
+    weights = (destination.sizes(), source.sizes()) if weighted else None
+    if platform == "cpu":
+        return merge(destination, source, index, weights)
+    return fold(destination, source, jax.nn.one_hot(index, 4), weights)
+
+
+@few
+@given(seed=st.integers(0, 2**32 - 1), weighted=st.booleans())
+def test_merge_on_a_cpu_is_as_folding_by_a_matrix(seed, weighted):
+    """Whatever no source goes to stays as it is, to the bit."""
+    rng = np.random.default_rng(seed)
+    eye = jnp.eye(9)[None].repeat(2, axis=0)
+    parts = [
+        Tokens(
+            jnp.float32(rng.standard_normal((2, count, 3))),
+            jnp.float32(rng.uniform(0.1, 4, (2, count))),
+            origin=origin,
+        )
+        for count, origin in ((4, eye[:, :4]), (5, eye[:, 4:]))
+    ]
+    index = rng.integers(0, 4, (2, 5))
+    found, wanted = (
+        merged(*parts, index, platform=platform, weighted=weighted)
+        for platform in ("cpu", "any")
+    )
+    np.testing.assert_allclose(found.x, wanted.x, atol=2e-6)
+    np.testing.assert_array_equal(found.size, wanted.size)
+    np.testing.assert_array_equal(found.origin, wanted.origin)
+    for batch, k in np.ndindex(2, 4):
+        if k not in index[batch]:
+            np.testing.assert_array_equal(found.x[batch, k], parts[0].x[batch, k])
 
 
 @few

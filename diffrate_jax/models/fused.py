@@ -9,8 +9,9 @@ extra channels add log(size) to every score, with nothing left for the kernel to
 import jax
 import jax.numpy as jnp
 
+from diffrate_jax.models.attention import class_attention
 from diffrate_jax.shapes import Array
-from diffrate_jax.tokens import Attended, at_least_float32
+from diffrate_jax.tokens import Attended
 
 FORMS = ("plain", "xla", "cudnn")
 # Kernels want heads whose width is a multiple of this.
@@ -56,7 +57,7 @@ def attend_fused(
     """
     scale = query_BNHE.shape[-1] ** -0.5
     seen = Attended(
-        class_attention(query_BNHE, key_BNHE, size_BN, scale),
+        class_attention(query_BNHE[:, 0], jnp.swapaxes(key_BNHE, 1, 2), size_BN),
         jnp.mean(key_BNHE, axis=2),
     )
     width = value_BNHE.shape[-1]
@@ -67,24 +68,6 @@ def attend_fused(
         query_BNHE, key_BNHE, value_BNHE, scale=scale, implementation=implementation
     )
     return mixed_BNHE[..., :width], seen
-
-
-def class_attention(
-    query_BNHE: Array, key_BNHE: Array, size_BN: Array | None, scale: float
-) -> Array:
-    """Returns the attention that the class token pays to each token [B, N].
-
-    The mean over heads (DiffRate, section 3.2).
-    """
-    score_BHN = scale * jnp.einsum(
-        "BHE,BNHE->BHN",
-        query_BNHE[:, 0],
-        key_BNHE,
-        preferred_element_type=at_least_float32(query_BNHE),
-    )
-    if size_BN is not None:
-        score_BHN += jnp.log(size_BN)[:, None, :]
-    return jnp.mean(jax.nn.softmax(score_BHN, axis=-1), axis=1)
 
 
 def with_sizes(

@@ -11,9 +11,10 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from diffrate_jax.folding import restore
 from diffrate_jax.models.layers import Attention, LayerNorm
 from diffrate_jax.shapes import Array
-from diffrate_jax.tokens import Attended, Tokens, at_least_float32, restore
+from diffrate_jax.tokens import Attended, Tokens, at_least_float32
 
 EPSILON = 1e-6
 # Of the head's own LayerNorm; all others have the one above.
