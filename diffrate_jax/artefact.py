@@ -119,6 +119,8 @@ def save_artefact(
     with appearing(Path(folder).absolute()) as part:
         (part / runner.PROGRAM).write_bytes(program.serialize())
         save_file(weights, part / runner.WEIGHTS)
+        # Whoever may read the program may read its weights.
+        shutil.copymode(part / runner.PROGRAM, part / runner.WEIGHTS)
         shutil.copyfile(runner.__file__, part / RUNNER)
         record = manifest(delivery, program, provenance or {})
         names = (runner.PROGRAM, runner.WEIGHTS)

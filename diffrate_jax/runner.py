@@ -204,11 +204,12 @@ def predictions(
     All batches are of one size, the last one padded, so that one is compiled.
     """
     batch_size = min(batch_size, len(paths))
-    print(f"compiling for {batch_size} at once", file=sys.stderr, flush=True)
     for start in range(0, len(paths), batch_size):
         some = paths[start : start + batch_size]
         images = [read_image(path, predict.manifest["preprocessing"]) for path in some]
         images += [np.zeros_like(images[0])] * (batch_size - len(images))
+        if not start:
+            print(f"compiling for {batch_size} at once", file=sys.stderr, flush=True)
         logits_BV = np.asarray(predict(np.stack(images)), np.float64)
         exp_BV = np.exp(logits_BV - logits_BV.max(axis=1, keepdims=True))
         yield from zip(some, exp_BV / exp_BV.sum(axis=1, keepdims=True), strict=False)

@@ -99,7 +99,8 @@ def visualize(flags: argparse.Namespace) -> None:
     ]
     write(flags.out, pictures, facts, kind)
     size = Path(flags.out).stat().st_size / 1e6
-    print(f"{flags.out}: {len(pictures)} images, {facts.sentence}, {size:.2g} MB")
+    count = "1 image" if len(pictures) == 1 else f"{len(pictures)} images"
+    print(f"{flags.out}: {count}, {facts.sentence}, {size:.2g} MB")
 
 
 def kind_of(out: str) -> str:

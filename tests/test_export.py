@@ -304,6 +304,7 @@ def test_what_the_program_says_and_writes(source: Path, tmp_path: Path, capsys):
     files = {file.name for file in out.iterdir()}
     assert files == {"manifest.json", "program.bin", "weights.safetensors", "run.py"}
     assert list(out.parent.iterdir()) == [out]
+    assert len({file.stat().st_mode for file in out.iterdir()}) == 1
     record = record_of(out)
     assert record["labels"] == ["ant", "bee", "cat", "dog", "élan"]
     model, schedule = dr.create_model("vit", **TINY), dr.Schedule([5, 4], [5, 3])
@@ -601,7 +602,9 @@ def test_without_photos_it_says_what_it_is(artefact: Path, capsys):
 
 def test_a_file_that_is_no_photo(artefact: Path, capsys):
     assert runner.main([f"--artefact={artefact}", str(artefact / "run.py")]) == 2
-    assert "cannot decode" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "cannot decode" in said
+    assert "compiling" not in said
 
 
 @settings(max_examples=30, deadline=None)

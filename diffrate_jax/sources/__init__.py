@@ -15,7 +15,10 @@ from diffrate_jax.errors import UserError
 
 HUB = "hf-hub:"
 WEIGHTS, ABOUT = "weights.safetensors", "model.json"
-KINDS = ".safetensors, .pth, .pt, .bin, .npz, a folder that convert wrote, or hf-hub:"
+KINDS = (
+    ".safetensors, .pth, .pt, .bin, .npz, a folder that convert wrote, or "
+    "hf-hub:OWNER/NAME"
+)
 
 
 class Tensors(Mapping[str, np.ndarray]):
@@ -67,7 +70,7 @@ def local_path(source: str | os.PathLike) -> Path:
     path = path / WEIGHTS if path.is_dir() else path
     if not path.is_file():
         raise UserError(
-            f"cannot read the weights {source}: there is no such file; give {KINDS} id"
+            f"cannot read the weights {source}: there is no such file; give {KINDS}"
         )
     return path
 
@@ -93,7 +96,7 @@ def open_source(source: str | os.PathLike | Mapping[str, np.ndarray]) -> Source:
 
         return Source(from_npz(path), path)
     raise UserError(
-        f"cannot tell what kind of weights {source} holds; expected {KINDS} id"
+        f"cannot tell what kind of weights {source} holds; expected {KINDS}"
     )
 
 
