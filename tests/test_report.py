@@ -31,6 +31,7 @@ from made_up import (
 from diffrate_jax import report
 from diffrate_jax.models import architecture, create_model
 from diffrate_jax.reporting import sections, write_report
+from diffrate_jax.reporting.boards import boards_of
 from diffrate_jax.reporting.charts import Axis, Chart, Look
 from diffrate_jax.reporting.curves import thinned
 from diffrate_jax.reporting.looks import KNOWN, looks_of
@@ -247,6 +248,29 @@ def test_only_the_dense_model_is_beside_every_target(tmp_path):
     rows = rows_of(tables_of(tmp_path)["Accuracy by target"])
     assert [row[0] for row in rows] == ["dense", "learned"]
     assert rows[0][1] == rows[0][2] != "–"
+
+
+def test_a_model_tuned_and_not_compressed_is_dense(tmp_path):
+    """It is beside every target, at whose cost it was not."""
+    for target in ("60%", "40%"):
+        record = evaluation(0, ("dense", "learned"), target)
+        write(tmp_path / target / "evaluation.json", record)
+    tuned = evaluation(0, ("dense", "dense, after", "learned"), "40%")
+    tuned["rows"][1] |= {"fraction": 1.0, "macs": tuned["dense_macs"]}
+    write(tmp_path / "tuned" / "evaluation.json", tuned)
+    rows = rows_of(tables_of(tmp_path)["Accuracy by target"])
+    (after,) = (row for row in rows if row[0] == "dense, after")
+    assert after[1] == after[2] != "–"
+
+
+def test_training_images_come_last(tmp_path):
+    for split, count in (("train", 9), ("test", 4), ("validation", 6)):
+        record = evaluation(0, ("dense",)) | {"split": split}
+        for row in record["rows"]:
+            row |= {"count": count, "correct": "1" * count}
+        write(tmp_path / split / "evaluation.json", record)
+    boards = boards_of(find_results(tmp_path).evaluations)
+    assert [b.runs[0].split for b in boards] == ["validation", "test", "train"]
 
 
 def page_of(folder: Path) -> Page:

@@ -104,7 +104,8 @@ def pivot(board: Board) -> Table:
         # What was learned for one rule is no mean of that for another.
         rule = method.rows[0].rule if method.kind == "learned" else None
         key = method.name, (rule or "") if is_summed else method.family
-        rows.setdefault(key, {}).setdefault(method.target, []).append(method)
+        target = None if method.kind == "dense" else method.target
+        rows.setdefault(key, {}).setdefault(target, []).append(method)
     best = {
         target: max(mean_top1(by[target]) for by in rows.values() if target in by)
         for target in board.targets
@@ -146,7 +147,10 @@ def pivot_cell(methods: Sequence[Method] | None) -> str | Cell:
     if len(methods) == 1:
         return Cell(top1_text(methods[0]), mean_top1(methods))
     values = [method.mean("top1") for method in methods]
-    text = f"{mean_top1(methods):.2f} ({min(values):.2f} to {max(values):.2f})"
+    mean, low, high = (
+        f"{value:.2f}" for value in (mean_top1(methods), min(values), max(values))
+    )
+    text = mean if low == high else f"{mean} ({low} to {high})"
     return Cell(text, mean_top1(methods))
 
 

@@ -54,8 +54,11 @@ class Method:
 
     @property
     def kind(self) -> str:
-        """Whether this is "dense", "baseline" or "learned"."""
-        if self.name in DENSE:
+        """Whether this is "dense", "baseline" or "learned".
+
+        A model that was tuned and not compressed is dense, whatever its row is called.
+        """
+        if self.name in DENSE or self.mean("fraction") == 1:
             return "dense"
         return "baseline" if is_baseline(self.name) else "learned"
 
@@ -138,8 +141,8 @@ class Board:
 def boards_of(evaluations: Iterable[Evaluation]) -> tuple[Board, ...]:
     """Returns a board for each model and set of images, those of most images first.
 
-    Images under one name whose labels come in another order are another set, and so
-    are those of files that do not tell.
+    Those of training images come last. Images under one name whose labels come in
+    another order are another set, and so are those of files that do not tell.
     """
     groups: dict[tuple, list[Evaluation]] = {}
     for run in evaluations:
@@ -151,7 +154,8 @@ def boards_of(evaluations: Iterable[Evaluation]) -> tuple[Board, ...]:
         Board(tuple(runs), methods_of(runs), is_one_of_several=alike[key[:-1]] > 1)
         for key, runs in groups.items()
     ]
-    return tuple(sorted(boards, key=lambda board: -board.runs[0].rows[0].count))
+    order = lambda run: (run.split.startswith("train"), -run.rows[0].count)  # noqa: E731
+    return tuple(sorted(boards, key=lambda board: order(board.runs[0])))
 
 
 def methods_of(runs: Sequence[Evaluation]) -> tuple[Method, ...]:
