@@ -141,8 +141,8 @@ class Board:
 def boards_of(evaluations: Iterable[Evaluation]) -> tuple[Board, ...]:
     """Returns a board for each model and set of images, those of most images first.
 
-    Those of training images come last. Images under one name whose labels come in
-    another order are another set, and so are those of files that do not tell.
+    Training images come last, before them those whose order is unknown. Images under
+    one name whose labels come in another order are another set.
     """
     groups: dict[tuple, list[Evaluation]] = {}
     for run in evaluations:
@@ -150,12 +150,13 @@ def boards_of(evaluations: Iterable[Evaluation]) -> tuple[Board, ...]:
         images = run.dataset, run.split, first.count, first.labels
         groups.setdefault((run.model, run.dense_macs, *images), []).append(run)
     alike = Counter(key[:-1] for key in groups)
-    boards = [
-        Board(tuple(runs), methods_of(runs), is_one_of_several=alike[key[:-1]] > 1)
-        for key, runs in groups.items()
-    ]
-    order = lambda run: (run.split.startswith("train"), -run.rows[0].count)  # noqa: E731
-    return tuple(sorted(boards, key=lambda board: order(board.runs[0])))
+    order = lambda key: (key[-3].startswith("train"), not key[-1], -key[-2])  # noqa: E731
+    return tuple(
+        Board(
+            tuple(groups[k]), methods_of(groups[k]), is_one_of_several=alike[k[:-1]] > 1
+        )
+        for k in sorted(groups, key=order)
+    )
 
 
 def methods_of(runs: Sequence[Evaluation]) -> tuple[Method, ...]:
