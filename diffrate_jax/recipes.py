@@ -200,7 +200,7 @@ def latency_of(config: ConfigDict) -> LatencyTable | None:
         UserError: it cannot be read.
     """
     path = config.latency_table
-    return LatencyTable.load(local_path(path)) if path else None
+    return LatencyTable.load(path) if path else None
 
 
 def train_recipe(config: ConfigDict, model: Model) -> TrainRecipe:

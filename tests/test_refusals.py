@@ -73,6 +73,7 @@ REFUSED = {
     f"{SEARCH} --config.tighten=1": "config.tighten 0 1",
     f"{SEARCH} --config.spread=0": "config.spread 0",
     f"{SEARCH} --config.refine_images=-1": "config.refine_images at least 0, got -1",
+    f"{SEARCH} --config.latency_table={{tmp}}/no.json": "cannot read no.json: No such",
     f"{SEARCH} --config.compare_images=-1": "config.compare_images at least 0, got -1",
     f"{SEARCH} --config.label_smoothing=1": "label_smoothing 1.0",
     f"{SEARCH} --config.crop=centre": "unknown crop 'centre'",
