@@ -150,13 +150,13 @@ def boards_of(evaluations: Iterable[Evaluation]) -> tuple[Board, ...]:
         images = run.dataset, run.split, first.count, first.labels
         groups.setdefault((run.model, run.dense_macs, *images), []).append(run)
     alike = Counter(key[:-1] for key in groups)
-    order = lambda key: (key[-3].startswith("train"), not key[-1], -key[-2])  # noqa: E731
-    return tuple(
-        Board(
-            tuple(groups[k]), methods_of(groups[k]), is_one_of_several=alike[k[:-1]] > 1
-        )
-        for k in sorted(groups, key=order)
-    )
+
+    def order(key: tuple) -> tuple:
+        *_, split, count, labels = key
+        return split.startswith("train"), not labels, -count
+
+    found = ((tuple(groups[k]), alike[k[:-1]] > 1) for k in sorted(groups, key=order))
+    return tuple(Board(runs, methods_of(runs), several) for runs, several in found)
 
 
 def methods_of(runs: Sequence[Evaluation]) -> tuple[Method, ...]:
