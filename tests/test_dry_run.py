@@ -47,6 +47,23 @@ def test_it_needs_no_weights_no_data_and_no_folder(tmp_path: Path, capsys):
 
 
 @pytest.mark.slow
+def test_a_teacher_costs_arithmetic_and_no_memory(tmp_path: Path):
+    """Its pass leaves logits behind and nothing else.
+
+    The plan says so only if the compiler optimises, as for users.
+    """
+    found = []
+    for objective in ("cross_entropy", "match_logits"):
+        recipe = f"--config={CONFIGS / 'quickstart.py'}"
+        wanted = f"--config.objective={objective}"
+        assert run(recipe, wanted, "--devices=1", f"--workdir={tmp_path}") == 0
+        found.append(json.loads((tmp_path / "dry_run.json").read_text()))
+    alone, taught = found
+    assert taught["flops"] > 1.1 * alone["flops"]
+    assert taught["memory_bytes"] < 1.05 * alone["memory_bytes"]
+
+
+@pytest.mark.slow
 def test_what_training_would_take(tmp_path: Path, capsys):
     """A teacher is a dense pass more; the average is in memory, not in time."""
     common = ["--dry_run", f"--config={CONFIGS / 'quickstart.py'}", "--devices=4"]
