@@ -99,7 +99,7 @@ def search_fields(config: ConfigDict) -> ConfigDict:
     config.penalty = 5.0
     config.penalty_unit = "relative"  # dense counts as 4.6; or "gmacs"
     config.reference = False
-    config.refine_images = 1024  # held out for refining the counts; 0 for none
+    config.refine_images = 4096  # held out for refining the counts; 0 for none
     config.refine_seed = 0  # of their order: the same images whatever the seed
     config.compare_images = 1024  # with hand-made schedules at the end; 0 for none
     return config

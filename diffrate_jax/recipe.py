@@ -75,7 +75,7 @@ class Recipe:
     penalty: float = 5.0
     penalty_unit: str = "relative"
     reference: bool = False
-    refine_images: int = 1024
+    refine_images: int = 4096
     drop_path: float = 0.0
     remat: bool = False
     augment: Augment = dataclasses.field(default_factory=imagenet_colours)

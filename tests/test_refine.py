@@ -289,7 +289,7 @@ def test_a_line_ends_a_descent_that_went_astray():
     model, images = wide(), Images()
     astray = dr.Schedule(None, (197, 197, 30, 8), rule="redundancy")
     limit = dr.cost_macs(model, astray)
-    found = improve(astray, macs_of(model), limit, images)
+    found = improve(astray, macs_of(model), limit, [images])
     first, *others = found.moves
     assert first["line"] in LINES
     assert first["loss"] < -2 * first["standard_error"]
@@ -302,5 +302,5 @@ def test_what_is_better_than_every_line_stays():
     model, images = wide(), Images()
     macs = dr.cost_macs(model, START)
     settled = ended(START, model, macs, images).schedule
-    found = improve(settled, macs_of(model), macs, images)
+    found = improve(settled, macs_of(model), macs, [images])
     assert (found.schedule, found.moves) == (settled, ())

@@ -27,7 +27,7 @@ from diffrate_jax.learning.descent import (
 )
 from diffrate_jax.learning.moves import Loss
 from diffrate_jax.learning.objective import CROSS_ENTROPY
-from diffrate_jax.learning.refine import Refined, held_out_loss, improve
+from diffrate_jax.learning.refine import Refined, held_out_losses, improve
 from diffrate_jax.loop import Loop, Values
 from diffrate_jax.models import Model, Params, architecture
 from diffrate_jax.rates import candidate_counts
@@ -144,8 +144,8 @@ def learn_schedules(
         params,
         stream,
     )
-    loss = held_out_loss(model, params, recipe, held_out) if held_out else None
-    results = [found(model, recipe, *b, state, loss) for b in enumerate(budgets)]
+    losses = held_out_losses(model, params, recipe, held_out) if held_out else []
+    results = [found(model, recipe, *b, state, losses) for b in enumerate(budgets)]
     return [results[budgets.index(budget)] for budget in wanted]
 
 
@@ -251,7 +251,7 @@ def found(
     index: int,
     budget: Budget,
     state: SearchState,
-    loss: Loss | None,
+    losses: Sequence[Loss],
 ) -> SearchResult:
     """Returns what the rates of one target stand for, brought to its budget."""
     measure = budget.measure
@@ -265,8 +265,8 @@ def found(
     learned = counts(rates)
     moved = np.subtract(learned.merge, counts(late).merge)
     schedule, refined = fit_to_budget(learned, measure, budget.limit), None
-    if loss is not None:
-        refined = improve(schedule, measure, budget.limit, loss)
+    if losses:
+        refined = improve(schedule, measure, budget.limit, losses)
         schedule = refined.schedule
     macs, settled = cost_macs(model, schedule), bool(abs(moved).max() <= SETTLED)
     provenance = {

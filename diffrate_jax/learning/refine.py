@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import numpy as np
@@ -28,6 +29,8 @@ ROUNDS = 9
 PARTS = (1.0, 0.5, 0.25)
 # Standard errors by which a step must be better: the parabolas speak for it.
 LIKELY = 0.5
+# Images that are enough as long as schedules differ much: all of them come after these.
+FEW = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +53,17 @@ class Refined:
     moves: tuple[dict[str, Json], ...]
 
 
-def held_out_loss(
+def held_out_losses(
     model: Model,
     params: Params,
     recipe: Recipe,
     batches: Sequence[dict[str, np.ndarray]],
-) -> Loss:
-    """Returns a function from a schedule to each image's loss [n].
+) -> list[Loss]:
+    """Returns functions from a schedule to each image's loss [n], to be used in turn.
 
-    One compilation runs every schedule of the recipe's rule. What the objective wants
-    of each image is computed once.
+    The first is of a few images where there are many, the last of all. One compilation
+    runs every schedule of the recipe's rule. What the objective wants of each image is
+    computed once.
     """
     plain = recipe.augment.plain()
     key = jax.random.key(recipe.seed)
@@ -84,24 +88,35 @@ def held_out_loss(
     ]
     step = parallel.pmap_step(run, donate_state=False)
 
-    def loss(schedule: Schedule) -> np.ndarray:
+    def loss(count: int, schedule: Schedule) -> np.ndarray:
         stop_if_asked()
         kept = parallel.replicate(counts_of(schedule))
-        return np.concatenate(
-            [np.asarray(step(kept, params, shard), np.float64) for shard in shards]
-        )
+        found = [step(kept, params, shard) for shard in shards[:count]]
+        return np.concatenate([np.asarray(loss_B, np.float64) for loss_B in found])
 
-    return loss
+    images = len(batches[0]["image"]) * jax.process_count()
+    few = -(-FEW // images)
+    counts = [few, len(shards)] if few < len(shards) else [len(shards)]
+    return [partial(loss, count) for count in counts]
 
 
-def improve(schedule: Schedule, measure: Measure, limit: float, loss: Loss) -> Refined:
+def improve(
+    schedule: Schedule, measure: Measure, limit: float, losses: Sequence[Loss]
+) -> Refined:
     """Takes a straight line where that is better, then refines what there is.
 
-    For arguments see `refine`.
+    Args:
+        schedule: costs at most `limit`.
+        measure: what schedules cost.
+        limit: cost not to be exceeded.
+        losses: see `held_out_losses`; the schedule is refined by each in turn. A line
+            is worth much or nothing, so the first says whether to take it.
     """
-    schedule, lined = best_line(schedule, measure, limit, loss)
-    refined = refine(schedule, measure, limit, loss)
-    return dataclasses.replace(refined, moves=(*lined, *refined.moves))
+    schedule, moves = best_line(schedule, measure, limit, losses[0])
+    for loss in losses:
+        refined = refine(schedule, measure, limit, loss)
+        schedule, moves = refined.schedule, [*moves, *refined.moves]
+    return dataclasses.replace(refined, moves=tuple(moves))
 
 
 def refine(schedule: Schedule, measure: Measure, limit: float, loss: Loss) -> Refined:
@@ -122,7 +137,7 @@ def refine(schedule: Schedule, measure: Measure, limit: float, loss: Loss) -> Re
     now_n = loss(schedule)
     schedule, now_n, rested = rest(schedule, measure, limit, loss, now_n)
     moves = []
-    title = f"refining at {limit / measure(None):.0%} of dense"
+    title = f"refining at {limit / measure(None):.0%} of dense, {len(now_n)} images"
     with track(ROUNDS, title, unit="round") as bar:
         while True:
             parabolas = parabolas_of(schedule, measure, loss, now_n)
