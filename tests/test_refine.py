@@ -11,8 +11,16 @@ from diffrate_jax.budget import CLOSE, one_more
 from diffrate_jax.cost import macs_of
 from diffrate_jax.learning.moves import LINES, lines, one_fewer
 from diffrate_jax.learning.parabolas import shifted
-from diffrate_jax.learning.refine import ROUNDS, Refined, improve, refine
+from diffrate_jax.learning.refine import (
+    FEW,
+    ROUNDS,
+    Refined,
+    held_out_losses,
+    improve,
+    refine,
+)
 from diffrate_jax.learning.valley import TRUST
+from diffrate_jax.models import init_weights
 from diffrate_jax.shapes import Geometry
 
 IMAGES = 64
@@ -304,3 +312,42 @@ def test_what_is_better_than_every_line_stays():
     settled = ended(START, model, macs, images).schedule
     found = improve(settled, macs_of(model), macs, [images])
     assert (found.schedule, found.moves) == (settled, ())
+
+
+def test_few_images_come_first_and_all_have_the_last_word():
+    """What few images got wrong by a noise of their own is put right by the others."""
+    model, few, all_of_them = wide(), Images(own=1e-6), Images()
+    macs = dr.cost_macs(model, START)
+    found = improve(START, macs_of(model), macs, [few, all_of_them])
+    misled = refine(START, macs_of(model), macs, Images(own=1e-6))
+    exact = refine(START, macs_of(model), macs, Images())
+    assert all_of_them.asked[0] == misled.schedule
+    assert found.moves[: len(misled.moves)] == misled.moves
+    assert found.loss == pytest.approx(all_of_them.mean(found.schedule))
+    assert found.loss < all_of_them.mean(misled.schedule)
+    assert found.loss == pytest.approx(exact.loss, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("batches", "counts"), [(1, [600]), (2, [1200]), (4, [1200, 2400])]
+)
+def test_images_are_taken_in_turn(batches: int, counts: list[int]):
+    """The few are the first of all; where there are no more than that, only all."""
+    model, rng = small(), np.random.default_rng(0)
+    held_out = [
+        {
+            "image": rng.integers(0, 256, (600, 8, 8, 3), np.uint8),
+            "label": np.zeros(600, np.int32),
+            "index": np.arange(600, dtype=np.int32),
+        }
+        for _ in range(batches)
+    ]
+    recipe = dr.Recipe(refine_images=600 * batches)
+    losses = held_out_losses(model, init_weights(model), recipe, held_out)
+    found = [
+        loss(dr.Schedule(None, (15, 12, 9, 5), rule="redundancy")) for loss in losses
+    ]
+    assert [len(loss_n) for loss_n in found] == counts
+    assert counts[0] >= FEW or counts[0] == 600 * batches
+    np.testing.assert_array_equal(found[0], found[-1][: counts[0]])
+    assert (found[-1] > 0).all()
