@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,52 +11,26 @@ import numpy as np
 from etils import epath
 
 from diffrate_jax.batches import Batches, checked, skip
-from diffrate_jax.budget import Budget, fit_to_budget, parse_budget
+from diffrate_jax.budget import Budget, parse_budget
 from diffrate_jax.checkpoint import fingerprint
-from diffrate_jax.cost import Unit, cost_macs
+from diffrate_jax.cost import Unit
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import Json
 from diffrate_jax.latency import LatencyTable
 from diffrate_jax.learning.descent import (
-    Learned,
-    SearchState,
     initial_state,
     method_of,
     search_step,
 )
-from diffrate_jax.learning.moves import Loss
 from diffrate_jax.learning.objective import CROSS_ENTROPY
-from diffrate_jax.learning.refine import Refined, held_out_losses, improve
+from diffrate_jax.learning.refine import held_out_losses
+from diffrate_jax.learning.refined import RefinedFile
+from diffrate_jax.learning.result import SearchResult, found
 from diffrate_jax.loop import Loop, Values
 from diffrate_jax.models import Model, Params, architecture
 from diffrate_jax.rates import candidate_counts
 from diffrate_jax.recipe import Recipe
-from diffrate_jax.schedule import Schedule
 from diffrate_jax.workdir import claim
-
-# A search has settled if its last tenth moved no count by more than this.
-SETTLED = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchResult:
-    """What a search found.
-
-    Attributes:
-        schedule: costs at most the target.
-        learned: the counts as they were learned, before they were refined.
-        rates: what was learned: `rates.Rates`, or expected counts [M] (`projected`).
-        macs: cost of `schedule`.
-        refined: what refining them came to; None if they were not to be.
-        settled: whether no count moved by more than a token in the last tenth.
-    """
-
-    schedule: Schedule
-    learned: Schedule
-    rates: Any
-    macs: int
-    refined: Refined | None
-    settled: bool
 
 
 def learn_schedule(
@@ -145,7 +118,10 @@ def learn_schedules(
         stream,
     )
     losses = held_out_losses(model, params, recipe, held_out) if held_out else []
-    results = [found(model, recipe, *b, state, losses) for b in enumerate(budgets)]
+    file = RefinedFile(folder)
+    results = [
+        found(model, recipe, *each, state, losses, file) for each in enumerate(budgets)
+    ]
     return [results[budgets.index(budget)] for budget in wanted]
 
 
@@ -238,55 +214,6 @@ def identity(
         "model": architecture(model) | {"dtype": jnp.dtype(model.dtype).name},
         "params_sha256": fingerprint(params),
     }
-
-
-def row(rows: Learned, index: int) -> Learned:
-    """Returns what was learned for one target."""
-    return jax.tree.map(lambda x: x[index], rows)
-
-
-def found(
-    model: Model,
-    recipe: Recipe,
-    index: int,
-    budget: Budget,
-    state: SearchState,
-    losses: Sequence[Loss],
-) -> SearchResult:
-    """Returns what the rates of one target stand for, brought to its budget."""
-    measure = budget.measure
-    method = method_of(measure, recipe)
-    rates, late = row(state.found, index), row(state.late, index)
-
-    def counts(rates: Learned) -> Schedule:
-        kept = method.masked(rates, jnp.ones(())).kept(model.geometry)
-        return Schedule.from_kept(kept, recipe.rule)
-
-    learned = counts(rates)
-    moved = np.subtract(learned.merge, counts(late).merge)
-    schedule, refined = fit_to_budget(learned, measure, budget.limit), None
-    if losses:
-        refined = improve(schedule, measure, budget.limit, losses)
-        schedule = refined.schedule
-    macs, settled = cost_macs(model, schedule), bool(abs(moved).max() <= SETTLED)
-    provenance = {
-        "target": budget.text,
-        "macs": macs,
-        "dense_macs": cost_macs(model, None),
-        measure.unit.name: measure(schedule),
-        f"dense_{measure.unit.name}": measure(None),
-        "learned": {"prune": learned.prune, "merge": learned.merge},
-        "settled": settled,
-        "model": architecture(model),
-    }
-    if refined is not None:
-        provenance |= {
-            "held_out_loss": refined.loss,
-            "gains": list(refined.gains),
-            "moves": list(refined.moves),
-        }
-    schedule = dataclasses.replace(schedule, provenance=provenance)
-    return SearchResult(schedule, learned, rates, macs, refined, settled)
 
 
 def describe(unit: Unit, values: Values) -> str:

@@ -16,6 +16,7 @@ from diffrate_jax.files import Json
 from diffrate_jax.learning.moves import Loss, best_line, best_of, rest
 from diffrate_jax.learning.objective import distance, wanted_outputs
 from diffrate_jax.learning.parabolas import Parabola, parabolas_of
+from diffrate_jax.learning.refined import Refined
 from diffrate_jax.learning.valley import Valley
 from diffrate_jax.models import Model, Params, forward
 from diffrate_jax.progress import track
@@ -31,26 +32,6 @@ PARTS = (1.0, 0.5, 0.25)
 LIKELY = 0.5
 # Images that are enough as long as schedules differ much: all of them come after these.
 FEW = 1024
-
-
-@dataclasses.dataclass(frozen=True)
-class Refined:
-    """What moving tokens between blocks came to.
-
-    Attributes:
-        schedule: after all moves.
-        loss: its mean loss on the held-out images.
-        gains: for each block that may compress, the change of the loss per token:
-            {"block", "more", "fewer"}, None where it cannot leave more, or fewer.
-        moves: {"step": change of what each block keeps [L], "loss", "standard_error"};
-            before them {"line": name, …} if any, see `best_line`, and
-            {"rests": block, …}, see `rest`.
-    """
-
-    schedule: Schedule
-    loss: float
-    gains: tuple[dict[str, Json], ...]
-    moves: tuple[dict[str, Json], ...]
 
 
 def held_out_losses(

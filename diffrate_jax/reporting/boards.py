@@ -108,7 +108,7 @@ class Board:
         first = self.runs[0]
         title = f"{format_macs(first.dense_macs)}, {first.dataset} {first.split}"
         labels = (first.rows[0].labels or "unknown")[:7]
-        order = f" (labels {labels})" if self.is_one_of_several else ""
+        order = f" (order of images: {labels})" if self.is_one_of_several else ""
         return f"{first.model} of {title}{order}"
 
     @property
