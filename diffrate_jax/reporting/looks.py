@@ -1,7 +1,7 @@
 """How methods look, the same in every chart."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from diffrate_jax.reporting.boards import is_learned
 from diffrate_jax.reporting.charts import Look
@@ -9,6 +9,7 @@ from diffrate_jax.reporting.charts import Look
 # The colours of Okabe and Ito, which the colour-blind can tell apart.
 COLOURS = ("blue", "orange", "green", "purple", "red", "sky", "grey", "ink")
 SHAPES = ("circle", "square", "up", "diamond", "down", "cross")
+STRONG = ("star", "hexagon")
 KNOWN = {
     "dense": Look("dense", "ink", "square"),
     "learned": Look("learned", "blue", "star", is_strong=True),
@@ -27,19 +28,23 @@ KNOWN = {
 
 def looks_of(names: Iterable[str]) -> dict[str, Look]:
     """Returns a look for each name, in their order; what is learned stands out."""
-    taken = {(look.shape, look.colour) for look in KNOWN.values()}
-    every = itertools.cycle(itertools.product(SHAPES, COLOURS))
-    free = (pair for pair in every if pair not in taken)
-    stars = itertools.cycle(c for c in COLOURS if ("star", c) not in taken)
+    plain, strongest = marks(SHAPES), marks(STRONG)
     looks = {}
     for name in dict.fromkeys(names):
         if name in KNOWN:
             looks[name] = KNOWN[name]
             continue
         strong = is_learned(name)
-        shape, colour = ("star", next(stars)) if strong else next(free)
+        shape, colour = next(strongest if strong else plain)
         looks[name] = Look(name, colour, shape, is_strong=strong)
     return looks
+
+
+def marks(shapes: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yields shapes and colours that no known method has, over and over."""
+    taken = {(look.shape, look.colour) for look in KNOWN.values()}
+    every = itertools.product(shapes, COLOURS)
+    return itertools.cycle(pair for pair in every if pair not in taken)
 
 
 def plain_looks(names: Iterable[str]) -> dict[str, Look]:

@@ -10,6 +10,8 @@ from diffrate_jax.reporting.charts import Axis, Chart, Look
 TOP1 = "top-1 accuracy, %"
 # Names fit beside so many points, so many pixels apart and away; a letter is so wide.
 NAMES, GAP, INDENT, LETTER = 18, 14, 24, 6.2
+# So many points need more room.
+CROWD, WIDE = 24, {"width": 760, "height": 440}
 Places = Sequence[tuple[Method, float]]
 
 
@@ -45,7 +47,8 @@ def scatter(places: Places, looks: dict[str, Look], label: str, title: str) -> C
     """Returns methods as points, those of a run that go together joined by a line."""
     values = [m.mean("top1") for m, _ in places]
     y = Axis.around(TOP1, values, pad=0.08)
-    chart = Chart(title, Axis.around(label, [x for _, x in places]), y)
+    size = WIDE if len(places) > CROWD else {}
+    chart = Chart(title, Axis.around(label, [x for _, x in places]), y, **size)
     join(chart, places, looks)
     for method, x in places:
         ends = np.clip(method.interval(), y.low, y.high)
