@@ -25,6 +25,7 @@ from diffrate_jax.files import write_json
 from diffrate_jax.finetuning import in_place
 from diffrate_jax.learning import budgets_of, searched
 from diffrate_jax.learning.descent import initial_state, search_step
+from diffrate_jax.learning.refine import FEW
 from diffrate_jax.models import Model, init_weights
 from diffrate_jax.training import train_step
 
@@ -115,8 +116,20 @@ def dry_run(config: ConfigDict, devices: int) -> DryRun:
         targets={budget.text: budget.limit for budget in budgets},
         unit=budgets[0].measure.unit,
         steps=config.steps * len(budgets),
-        besides="refining and the comparison",
+        besides=after_learning(model, config, len(budgets)),
     )
+
+
+def after_learning(model: Model, config: ConfigDict, targets: int) -> str:
+    """Returns what a search does after its steps, in words.
+
+    To refine, all blocks that may compress are tried both ways, by few images and by
+    all, and again after each step.
+    """
+    images = sum({config.refine_images, min(FEW, config.refine_images)})
+    passes = targets * images * (2 * sum(model.geometry.compress) + 1)
+    refining = f"refining, {passes:,} images forward or several times as many, and "
+    return f"{refining if images else ''}the comparison"
 
 
 def dry_run_training(config: ConfigDict, schedule: str, devices: int) -> DryRun:
@@ -245,7 +258,9 @@ def known(options: dict[str, str]) -> dict[str, str]:
     def is_known(name: str) -> bool:
         try:
             smallest.compile({name: options[name]})
-        except jax.errors.JaxRuntimeError:
+        except jax.errors.JaxRuntimeError as error:
+            if "No such compile option" not in str(error):
+                raise
             return False
         return True
 

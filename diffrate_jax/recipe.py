@@ -50,8 +50,8 @@ class Recipe:
         penalty_unit: what cost is measured in there: "relative" scales the model's
             dense cost to DeiT-S's 4.6, "gmacs" is the published absolute unit.
         reference: reproduce the published search path (see `Masked`).
-        refine_images: held-out images by which counts are refined, the first 1,024
-            alone as long as these see a difference; 0: none.
+        refine_images: held-out images by which counts are refined, by the first 1,024
+            alone and then by all; 0: none.
         drop_path: largest rate of stochastic depth.
         remat: compute each block again for its gradient, instead of keeping it.
         augment: what happens to uint8 images and to integer labels on the device.

@@ -126,7 +126,7 @@ def stream_of(config: ConfigDict, dataset: Dataset) -> Batches:
     seeds end by the same images, and what they say of them can be compared. What
     follows is the seed's own. With another seed, and from the second epoch on, a
     descent and the comparison after it see held-out images too: of 50,000 images one
-    in fifty.
+    in twelve.
     """
     own = recipes.batches_of(config, dataset)
     same = recipes.batches_of(config, dataset, config.refine_seed)

@@ -7,6 +7,7 @@ import pytest
 
 import diffrate_jax as dr
 from diffrate_jax import finetune, search
+from diffrate_jax.dry_run import LIKE_ACCELERATORS, known
 from diffrate_jax.schedule import Schedule
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -42,8 +43,16 @@ def test_it_needs_no_weights_no_data_and_no_folder(tmp_path: Path, capsys):
     passes = record["flops"] / (2 * record["dense_macs"] * record["batch_size"])
     assert 3 < passes < 12
     assert record["params_bytes"] < record["memory_bytes"]
+    # 256 images, and 6 blocks both ways.
+    assert "besides: refining, 3,328 images forward or several times" in table
     seconds = record["steps"] * record["flops"] / (2e12 * 4)
     assert f"{record['steps'] * record['batch_size'] / seconds:.0f} images/s" in table
+
+
+def test_only_options_that_the_compiler_knows_are_set():
+    """All of ours, today; in another release of XLA they may have other names."""
+    assert known(LIKE_ACCELERATORS) == LIKE_ACCELERATORS
+    assert known({"xla_cpu_no_such_option": "1"}) == {}
 
 
 @pytest.mark.slow

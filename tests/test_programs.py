@@ -424,6 +424,7 @@ def test_search_goes_on_where_it_was_stopped(paths, capsys):
     shutil.copytree(whole, paths["work"])
     shutil.rmtree(paths["work"] / "checkpoints/4")
     (paths["work"] / "schedule.json").unlink()
+    (paths["work"] / "refined.json").unlink()
     assert run(SEARCH, paths) == 0
     assert (paths["work"] / "schedule.json").read_bytes() == (
         paths["schedule"].read_bytes()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import diffrate_jax as dr
-from diffrate_jax.budget import CLOSE, one_more
+from diffrate_jax.budget import CLOSE, Budget, one_more
 from diffrate_jax.cost import macs_of
 from diffrate_jax.learning.moves import LINES, lines, one_fewer
 from diffrate_jax.learning.parabolas import shifted
@@ -19,6 +19,8 @@ from diffrate_jax.learning.refine import (
     improve,
     refine,
 )
+from diffrate_jax.learning.refined import RefinedFile
+from diffrate_jax.learning.result import refined_by
 from diffrate_jax.learning.valley import TRUST
 from diffrate_jax.models import init_weights
 from diffrate_jax.shapes import Geometry
@@ -297,7 +299,7 @@ def test_a_line_ends_a_descent_that_went_astray():
     model, images = wide(), Images()
     astray = dr.Schedule(None, (197, 197, 30, 8), rule="redundancy")
     limit = dr.cost_macs(model, astray)
-    found = improve(astray, macs_of(model), limit, [images])
+    found = improve(astray, macs_of(model), limit, images)
     first, *others = found.moves
     assert first["line"] in LINES
     assert first["loss"] < -2 * first["standard_error"]
@@ -310,7 +312,7 @@ def test_what_is_better_than_every_line_stays():
     model, images = wide(), Images()
     macs = dr.cost_macs(model, START)
     settled = ended(START, model, macs, images).schedule
-    found = improve(settled, macs_of(model), macs, [images])
+    found = improve(settled, macs_of(model), macs, images)
     assert (found.schedule, found.moves) == (settled, ())
 
 
@@ -318,7 +320,8 @@ def test_few_images_come_first_and_all_have_the_last_word():
     """What few images got wrong by a noise of their own is put right by the others."""
     model, few, all_of_them = wide(), Images(own=1e-6), Images()
     macs = dr.cost_macs(model, START)
-    found = improve(START, macs_of(model), macs, [few, all_of_them])
+    budget, file = Budget("53%", macs, macs_of(model)), RefinedFile(None)
+    found = refined_by([few, all_of_them], START, budget, file)
     misled = refine(START, macs_of(model), macs, Images(own=1e-6))
     exact = refine(START, macs_of(model), macs, Images())
     assert all_of_them.asked[0] == misled.schedule
@@ -338,16 +341,14 @@ def test_images_are_taken_in_turn(batches: int, counts: list[int]):
         {
             "image": rng.integers(0, 256, (600, 8, 8, 3), np.uint8),
             "label": np.zeros(600, np.int32),
-            "index": np.arange(600, dtype=np.int32),
         }
         for _ in range(batches)
     ]
-    recipe = dr.Recipe(refine_images=600 * batches)
-    losses = held_out_losses(model, init_weights(model), recipe, held_out)
+    losses = held_out_losses(model, init_weights(model), dr.Recipe(), held_out)
     found = [
         loss(dr.Schedule(None, (15, 12, 9, 5), rule="redundancy")) for loss in losses
     ]
     assert [len(loss_n) for loss_n in found] == counts
-    assert counts[0] >= FEW or counts[0] == 600 * batches
+    assert counts[0] == min(600 * batches, 600 * -(-FEW // 600))
     np.testing.assert_array_equal(found[0], found[-1][: counts[0]])
     assert (found[-1] > 0).all()

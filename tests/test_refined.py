@@ -4,7 +4,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from etils import epath
 from test_search import PROJECTED, assert_same, small, stream
@@ -39,13 +38,20 @@ def test_it_is_kept_to_the_last_bit(tmp_path: Path):
 
 
 def test_of_other_counts_nothing_is_taken(tmp_path: Path):
-    """As where somebody took the checkpoints away, and the search learned anew."""
+    """As where somebody took the checkpoints away, and the search learned anew.
+
+    Nor is it where another version made it.
+    """
     file = RefinedFile(epath.Path(tmp_path))
     file.get("60%", LEARNED, lambda: FOUND)
     others = dataclasses.replace(LEARNED, merge=(60, 41, 20))
     new = dataclasses.replace(FOUND, loss=0.25)
     assert file.get("60%", others, lambda: new) is new
     assert file.get("60%", others, never) == new
+    record = json.loads((tmp_path / FILE).read_text())
+    record["60%"]["made_of"]["version"] = "0.0.1"
+    (tmp_path / FILE).write_text(json.dumps(record))
+    assert file.get("60%", others, lambda: FOUND) is FOUND
 
 
 def test_without_a_folder_nothing_is_kept():
@@ -55,7 +61,8 @@ def test_without_a_folder_nothing_is_kept():
         file.get("60%", LEARNED, never)
 
 
-LEARNED_TOO = {"rule": "redundancy", "prune": None, "merge": [60, 40, 20]}
+COUNTS = {"rule": "redundancy", "prune": None, "merge": [60, 40, 20]}
+GOOD = FOUND.record() | {"made_of": {"start": COUNTS, "version": dr.__version__}}
 
 
 @pytest.mark.parametrize(
@@ -64,15 +71,22 @@ LEARNED_TOO = {"rule": "redundancy", "prune": None, "merge": [60, 40, 20]}
         "[]",
         '{"60%": 3}',
         '{"60%": {}}',
-        json.dumps({"60%": {"learned": LEARNED_TOO}}),
-        json.dumps({"60%": {"learned": LEARNED_TOO} | FOUND.record() | {"loss": "x"}}),
-        json.dumps({"60%": {"learned": LEARNED_TOO} | FOUND.record() | {"merge": [0]}}),
+        "",
+        "{",
+        json.dumps({"60%": {"made_of": GOOD["made_of"]}}),
+        json.dumps({"60%": GOOD | {"loss": "x"}}),
+        json.dumps({"60%": GOOD | {"merge": [0]}}),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, content: str):
     (tmp_path / FILE).write_text(content)
     with pytest.raises(UserError, match=r"refined\.json is damaged; remove it, and"):
         RefinedFile(epath.Path(tmp_path)).get("60%", LEARNED, never)
+
+
+def test_a_good_file_is_read(tmp_path: Path):
+    (tmp_path / FILE).write_text(json.dumps({"60%": GOOD}))
+    assert RefinedFile(epath.Path(tmp_path)).get("60%", LEARNED, never) == FOUND
 
 
 def test_a_search_goes_on_with_the_target_it_had_come_to(tmp_path: Path, monkeypatch):
@@ -82,17 +96,18 @@ def test_a_search_goes_on_with_the_target_it_had_come_to(tmp_path: Path, monkeyp
     wanted = learn_schedules(model, params, stream, targets, **options)
     improve, budgets = result.improve, []
 
-    def stopped(schedule, measure, limit, losses) -> Refined:
+    def stopped(schedule, measure, limit, loss) -> Refined:
         budgets.append(limit)
         if len(budgets) == 2:
             raise KeyboardInterrupt
-        return improve(schedule, measure, limit, losses)
+        return improve(schedule, measure, limit, loss)
 
     monkeypatch.setattr(result, "improve", stopped)
     with pytest.raises(KeyboardInterrupt):
         learn_schedules(model, params, stream, targets, workdir=tmp_path, **options)
-    assert list(json.loads((tmp_path / FILE).read_text())) == ["85%"]
+    assert list(json.loads((tmp_path / FILE).read_text())) == ["85%, 1 of 1"]
     found = learn_schedules(model, params, stream, targets, workdir=tmp_path, **options)
-    assert np.diff(budgets).tolist() == [budgets[1] - budgets[0], 0.0]
+    assert len(budgets) == 3
+    assert budgets[0] > budgets[1] == budgets[2]
     for one, other in zip(found, wanted, strict=True):
         assert_same(one, other)

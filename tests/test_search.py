@@ -461,6 +461,7 @@ def test_batches_that_run_out_and_go_on(tmp_path: Path, unbroken: Run):
         return map(batch_of, range(unbroken.held_out))
 
     # A finished search draws no batch but those that refining takes.
+    (tmp_path / "refined.json").unlink(missing_ok=True)
     assert_same(search(held_out, **options), wanted)
 
 

@@ -57,7 +57,8 @@ def learn_schedule(
         target: "2.9" GMACs, "60%" of the dense cost, or "6.5ms" of a batch.
         recipe: how, and how bytes are normalised: as ImageNet's by default.
         latency: the model's table, which targets in milliseconds need.
-        workdir: folder of checkpoints and metrics; none are written by default.
+        workdir: folder of checkpoints and metrics; none are written by default. What
+            is finished in it is neither learned nor refined again.
         checkpoint_every: steps between checkpoints.
         log_every: steps between lines of metrics.
 

@@ -52,7 +52,8 @@ def best_of(
         change = float((then_n - now_n).mean())
         error = float((then_n - now_n).std() / np.sqrt(len(now_n)))
         if change < -sure * error and (best is None or change < best[2]["loss"]):
-            best = schedule, then_n, record | {"loss": change, "standard_error": error}
+            said = {"loss": change, "standard_error": error, "images": len(now_n)}
+            best = schedule, then_n, record | said
     return best
 
 
@@ -67,7 +68,7 @@ def best_line(
 
     Returns:
         Schedule, and the move if there is one: {"line": name, "loss",
-        "standard_error"}.
+        "standard_error", "images"}.
     """
     tried = [
         (line, {"line": name}) for name, line in lines(measure, limit, schedule.rule)
@@ -106,7 +107,8 @@ def rest(
     that a block compresses at all is a step, which has no gradient.
 
     Returns:
-        Schedule, losses, and the moves: {"rests": block, "loss", "standard_error"}.
+        Schedule, losses, and the moves: {"rests": block, "loss",
+        "standard_error", "images"}.
     """
     moves = []
     while True:

@@ -72,8 +72,13 @@ def held_out_losses(
     def loss(count: int, schedule: Schedule) -> np.ndarray:
         stop_if_asked()
         kept = parallel.replicate(counts_of(schedule))
-        found = [step(kept, params, shard) for shard in shards[:count]]
-        return np.concatenate([np.asarray(loss_B, np.float64) for loss_B in found])
+        # Each is waited for: programs in flight on one host's devices can deadlock.
+        return np.concatenate(
+            [
+                np.asarray(step(kept, params, shard), np.float64)
+                for shard in shards[:count]
+            ]
+        )
 
     images = len(batches[0]["image"]) * jax.process_count()
     few = -(-FEW // images)
@@ -81,23 +86,14 @@ def held_out_losses(
     return [partial(loss, count) for count in counts]
 
 
-def improve(
-    schedule: Schedule, measure: Measure, limit: float, losses: Sequence[Loss]
-) -> Refined:
+def improve(schedule: Schedule, measure: Measure, limit: float, loss: Loss) -> Refined:
     """Takes a straight line where that is better, then refines what there is.
 
-    Args:
-        schedule: costs at most `limit`.
-        measure: what schedules cost.
-        limit: cost not to be exceeded.
-        losses: see `held_out_losses`; the schedule is refined by each in turn. A line
-            is worth much or nothing, so the first says whether to take it.
+    For arguments see `refine`.
     """
-    schedule, moves = best_line(schedule, measure, limit, losses[0])
-    for loss in losses:
-        refined = refine(schedule, measure, limit, loss)
-        schedule, moves = refined.schedule, [*moves, *refined.moves]
-    return dataclasses.replace(refined, moves=tuple(moves))
+    schedule, lined = best_line(schedule, measure, limit, loss)
+    refined = refine(schedule, measure, limit, loss)
+    return dataclasses.replace(refined, moves=(*lined, *refined.moves))
 
 
 def refine(schedule: Schedule, measure: Measure, limit: float, loss: Loss) -> Refined:

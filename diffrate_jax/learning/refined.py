@@ -8,7 +8,9 @@ from etils import epath
 
 from diffrate_jax.errors import UserError
 from diffrate_jax.files import Json, write_json
+from diffrate_jax.parallel import of_first_host
 from diffrate_jax.schedule import Schedule
+from diffrate_jax.version import __version__
 from diffrate_jax.workdir import has, read
 
 FILE = "refined.json"
@@ -23,9 +25,9 @@ class Refined:
         loss: its mean loss on the held-out images.
         gains: for each block that may compress, the change of the loss per token:
             {"block", "more", "fewer"}, None where it cannot leave more, or fewer.
-        moves: {"step": change of what each block keeps [L], "loss", "standard_error"};
-            before them {"line": name, …} if any, see `moves.best_line`, and
-            {"rests": block, …}, see `moves.rest`.
+        moves: {"step": change of what each block keeps [L], "loss",
+            "standard_error", "images": how many say so}; among them {"line": name, …},
+            see `moves.best_line`, and {"rests": block, …}, see `moves.rest`.
     """
 
     schedule: Schedule
@@ -55,10 +57,10 @@ class Refined:
 
 
 class RefinedFile:
-    """Of each target what its counts were refined to, once they are.
+    """What the counts of each target were refined to, by few images and by many.
 
-    Refining may take as long as the descent, and a search that was killed in it goes on
-    with the target that it had come to.
+    On a CPU refining may take several times as long as the descent. A search that was
+    killed in it goes on with the target, and the images, that it had come to.
 
     Args:
         folder: of the search; None: nothing is kept.
@@ -67,36 +69,39 @@ class RefinedFile:
     def __init__(self, folder: epath.Path | None) -> None:
         self._folder = folder
 
-    def get(
-        self, target: str, learned: Schedule, refine: Callable[[], Refined]
-    ) -> Refined:
-        """Returns what is kept of a target, or refines its counts and keeps that.
+    def get(self, name: str, start: Schedule, refine: Callable[[], Refined]) -> Refined:
+        """Returns what is kept under a name, or refines counts and keeps that.
 
         Args:
-            target: its words.
-            learned: counts to be refined; what is kept of others does not count.
+            name: of the target and of the images.
+            start: counts to be refined. What is kept of others does not count, nor what
+                another version of this package made of them.
             refine: does it.
 
         Raises:
             UserError: the file is damaged.
         """
+        # Refining takes all processes: they have to agree on whether to do it.
+        made_of = of_first_host({"start": counts(start), "version": __version__})
         kept = self._kept()
-        start = counts(learned)
         try:
-            if target in kept and kept[target]["learned"] == start:
-                return Refined.from_record(kept[target])
+            if name in kept and kept[name]["made_of"] == made_of:
+                return Refined.from_record(kept[name])
         except (KeyError, TypeError, ValueError, UserError) as error:
             raise self._damaged() from error
         refined = refine()
         if self._folder is not None:
-            record = kept | {target: refined.record() | {"learned": start}}
-            write_json(self._folder / FILE, record)
+            record = {name: refined.record() | {"made_of": made_of}}
+            write_json(self._folder / FILE, kept | record)
         return refined
 
     def _kept(self) -> dict[str, Json]:
         if self._folder is None or not has(self._folder, FILE):
             return {}
-        kept = read(self._folder, FILE)
+        try:
+            kept = read(self._folder, FILE)
+        except UserError as error:
+            raise self._damaged() from error
         if not isinstance(kept, dict):
             raise self._damaged()
         return kept

@@ -14,7 +14,7 @@ from diffrate_jax.cost import cost_macs
 from diffrate_jax.files import Json
 from diffrate_jax.learning.descent import Learned, SearchState, method_of
 from diffrate_jax.learning.moves import Loss
-from diffrate_jax.learning.refine import improve
+from diffrate_jax.learning.refine import improve, refine
 from diffrate_jax.learning.refined import Refined, RefinedFile
 from diffrate_jax.models import Model, architecture
 from diffrate_jax.recipe import Recipe
@@ -61,8 +61,7 @@ def found(
 ) -> SearchResult:
     """Returns what the rates of one target stand for, brought to its budget.
 
-    Its counts are refined by `losses` in turn, see `refine.held_out_losses`, unless
-    `file` keeps what that came to.
+    For `losses` and `file` see `refined_by`; without losses counts are not refined.
 
     Raises:
         UserError: the file is damaged.
@@ -79,9 +78,9 @@ def found(
     moved = np.subtract(learned.merge, counts(late).merge)
     schedule, refined = fit_to_budget(learned, measure, budget.limit), None
     if losses:
-        refining = partial(improve, schedule, measure, budget.limit, losses)
-        refined = file.get(budget.text, schedule, refining)
+        refined = refined_by(losses, schedule, budget, file)
         schedule = refined.schedule
+        schedule.check(model.geometry)
     settled = bool(abs(moved).max() <= SETTLED)
     provenance = {
         **costs(model, budget, schedule),
@@ -98,6 +97,31 @@ def found(
     schedule = dataclasses.replace(schedule, provenance=provenance)
     macs = provenance["macs"]
     return SearchResult(schedule, learned, rates, macs, refined, settled)
+
+
+def refined_by(
+    losses: Sequence[Loss], schedule: Schedule, budget: Budget, file: RefinedFile
+) -> Refined:
+    """Returns a schedule refined by few images, then by all.
+
+    Args:
+        losses: see `refine.held_out_losses`; at least one. A straight line is worth
+            much or nothing, so the first says whether to take it.
+        schedule: costs at most the budget.
+        budget: of the schedule.
+        file: keeps what each of them came to.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    moves: tuple[dict[str, Json], ...] = ()
+    for number, loss in enumerate(losses):
+        how = refine if number else improve
+        work = partial(how, schedule, budget.measure, budget.limit, loss)
+        name = f"{budget.text}, {number + 1} of {len(losses)}"
+        found = file.get(name, schedule, work)
+        schedule, moves = found.schedule, moves + found.moves
+    return dataclasses.replace(found, moves=moves)
 
 
 def costs(model: Model, budget: Budget, schedule: Schedule) -> dict[str, Json]:

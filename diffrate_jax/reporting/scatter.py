@@ -11,7 +11,7 @@ TOP1 = "top-1 accuracy, %"
 # Names fit beside so many points, so many pixels apart and away; a letter is so wide.
 NAMES, GAP, INDENT, LETTER = 18, 14, 24, 6.2
 # So many points need more room.
-CROWD, WIDE = 24, {"width": 760, "height": 440}
+CROWD, WIDE = 24, {"width": 700, "height": 420}
 Places = Sequence[tuple[Method, float]]
 
 
