@@ -109,10 +109,29 @@ def everything(name: str, folder: Path, stream) -> dict[str, np.ndarray]:
     rates = np.concatenate([np.ravel(x) for x in jax.tree.leaves(result.rates)])
     sums = evaluation(folder)
     merge = np.array(result.learned.merge)
-    return {
+    more = refined(folder / "refined", stream) if name == "projected" else {}
+    return more | {
         "gradient": first_gradient(jax.device_get(state)), "rates": rates,
         "merge": merge, "sums": sums[:3], "loss": sums[3], "correct": sums[4],
     }  # fmt: skip
+
+
+def refined(workdir: Path, stream) -> dict[str, np.ndarray]:
+    """Returns what held-out images, a share of them on each process, say of counts."""
+    model, params = small()
+    recipe = dataclasses.replace(RECIPES["projected"], steps=2)
+    options = {"recipe": recipe, "workdir": workdir}
+    for _ in range(2):  # The second time by what the first one kept.
+        result = learn_schedule(model, params, stream, TARGET, **options)
+    gains = [
+        [np.nan if gain[side] is None else gain[side] for side in ("more", "fewer")]
+        for gain in result.refined.gains
+    ]
+    return {
+        "refined": np.array(result.schedule.merge),
+        "gains": np.array(gains),
+        "held_out_loss": result.refined.loss,
+    }
 
 
 def evaluation(folder: Path) -> tuple:
@@ -444,6 +463,12 @@ def test_fine_tuning_survives_kill_9(tmp_path, cache, task):
 def test_the_default_search_on_two_processes(tmp_path, cache):
     found = Pod(tmp_path, cache, "projected").finish()
     check_like_one_device(found, "projected", tmp_path)
+    wanted = refined(
+        tmp_path / "one", lambda start: map(batch_of, itertools.count(start))
+    )
+    np.testing.assert_array_equal(found["refined"], wanted["refined"])
+    np.testing.assert_allclose(found["gains"], wanted["gains"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found["held_out_loss"], wanted["held_out_loss"], 1e-5)
 
 
 @pytest.mark.parametrize(

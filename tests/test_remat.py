@@ -9,7 +9,7 @@ import pytest
 
 import diffrate_jax as dr
 from diffrate_jax.cost import macs_of
-from diffrate_jax.dry_run import SAVES_MEMORY
+from diffrate_jax.dry_run import LIKE_ACCELERATORS
 from diffrate_jax.learning.projected import Projected
 from diffrate_jax.recipe import Recipe
 
@@ -48,7 +48,7 @@ def gradient(name: str, **how):
         out = dr.forward(model, params, images, run, **how)
         return jax.nn.log_softmax(out.logits)[:, 0].sum()
 
-    return jax.jit(jax.grad(loss)).lower(counts).compile(SAVES_MEMORY)
+    return jax.jit(jax.grad(loss)).lower(counts).compile(LIKE_ACCELERATORS)
 
 
 @pytest.mark.slow
