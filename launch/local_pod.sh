@@ -38,10 +38,8 @@ is_count "$devices" || die "--devices must be at least 1, got '$devices'."
 [[ ${1:-} == -- && $# -gt 1 ]] || die "give the command after --; see --help."
 shift
 
-if [[ -z ${VIRTUAL_ENV:-} ]]; then
-  make_venv requirements.txt
-  PATH=$root/.venv/bin:$PATH
-fi
+[[ -n ${VIRTUAL_ENV:-} ]] || make_venv requirements.txt
+PATH=${VIRTUAL_ENV:-$root/.venv}/bin:$PATH
 cd "$root"
 logs=$(mktemp -d)
 pids=()
