@@ -76,6 +76,7 @@ GOOD = FOUND.record() | {"made_of": {"start": COUNTS, "version": dr.__version__}
         json.dumps({"60%": {"made_of": GOOD["made_of"]}}),
         json.dumps({"60%": GOOD | {"loss": "x"}}),
         json.dumps({"60%": GOOD | {"merge": [0]}}),
+        json.dumps({"60%": GOOD | {"merge": [60, 40]}}),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, content: str):

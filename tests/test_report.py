@@ -490,3 +490,15 @@ def test_rules_are_not_one_mean(tmp_path):
     lines = tables_of(tmp_path)["Accuracy by target"].lines
     labels = [line.cells[0] for line in lines]
     assert labels == ["dense", "learned · redundancy", "learned · tome"]
+
+
+@pytest.mark.parametrize(("runs", "is_wide"), [(4, False), (12, True)])
+def test_a_crowd_of_points_has_more_room(tmp_path, runs: int, is_wide: bool):
+    names = ("dense", "learned", "ToMe constant")
+    for number in range(runs):
+        record = evaluation(number, names, f"{40 + number}%")
+        write(tmp_path / "runs" / str(number) / "evaluation.json", record)
+    parts = [p for s in sections(find_results(tmp_path)) for p in s.parts]
+    charts = [c for p in parts if p.title == "Accuracy against cost" for c in p.charts]
+    assert [chart.width > 480 for chart in charts] == [is_wide] * len(charts)
+    assert charts

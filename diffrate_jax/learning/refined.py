@@ -86,7 +86,10 @@ class RefinedFile:
         kept = self._kept()
         try:
             if name in kept and kept[name]["made_of"] == made_of:
-                return Refined.from_record(kept[name])
+                found = Refined.from_record(kept[name])
+                if found.schedule.depth != start.depth:
+                    raise ValueError("of another model")
+                return found
         except (KeyError, TypeError, ValueError, UserError) as error:
             raise self._damaged() from error
         refined = refine()
