@@ -40,11 +40,12 @@ def best_of(
     Args:
         tried: schedules and what to record of them.
         loss: see `refine`.
-        now_n: losses that are to be beaten.
-        sure: by how many standard errors, at least.
+        now_n: losses to compare with.
+        sure: by more than how many standard errors; below 0 they may be worse, by
+            fewer than so many.
 
     Returns:
-        None if none of them does.
+        None if none of them is so much better.
     """
     best = None
     for schedule, record in tried:

@@ -15,7 +15,7 @@ from diffrate_jax.distributed import stop_if_asked
 from diffrate_jax.files import Json
 from diffrate_jax.learning.moves import Loss, best_line, best_of, rest
 from diffrate_jax.learning.objective import distance, wanted_outputs
-from diffrate_jax.learning.parabolas import Parabola, parabolas_of
+from diffrate_jax.learning.parabolas import parabolas_of
 from diffrate_jax.learning.refined import Refined
 from diffrate_jax.learning.valley import Valley
 from diffrate_jax.models import Model, Params, forward
@@ -30,6 +30,8 @@ ROUNDS = 9
 PARTS = (1.0, 0.5, 0.25)
 # Standard errors by which a step must be better: the parabolas speak for it.
 LIKELY = 0.5
+# Tokens of any block up to which the parabolas are followed where nothing is likely.
+NEAR = 2
 # Images that are enough as long as schedules differ much: all of them come after these.
 FEW = 1024
 
@@ -102,8 +104,9 @@ def refine(schedule: Schedule, measure: Measure, limit: float, loss: Loss) -> Re
     In each round every block is tried with a few tokens more and fewer. That gives the
     loss as a sum of parabolas (`valley`); the step to its lowest point at this cost,
     half of it and a quarter are measured, and the best is taken if it gains more than
-    half of its standard error. Before that, where compressing takes time of its own,
-    blocks are tried that leave it to others.
+    half of its standard error. Where none does, counts settle once, see
+    `settling_step`. Before all that, where compressing takes time of its own, blocks
+    are tried that leave it to others.
 
     Args:
         schedule: costs at most `limit`.
@@ -119,10 +122,13 @@ def refine(schedule: Schedule, measure: Measure, limit: float, loss: Loss) -> Re
         while True:
             parabolas = parabolas_of(schedule, measure, loss, now_n)
             bar.update()
-            found = None
             free = [parabola for parabola in parabolas if parabola.moves]
-            if free and len(moves) < ROUNDS - 1:
-                found = best_step(schedule, free, measure, limit, loss, now_n)
+            if not free or len(moves) == ROUNDS - 1:
+                break
+            valley = Valley(schedule, free, measure, limit)
+            found = best_step(schedule, valley, loss, now_n)
+            if found is None and not any("settles" in move for move in moves):
+                found = settling_step(schedule, valley, loss, now_n)
             if found is None:
                 break
             schedule, now_n, move = found
@@ -132,21 +138,37 @@ def refine(schedule: Schedule, measure: Measure, limit: float, loss: Loss) -> Re
 
 
 def best_step(
-    schedule: Schedule,
-    parabolas: Sequence[Parabola],
-    measure: Measure,
-    limit: float,
-    loss: Loss,
-    now_n: np.ndarray,
+    schedule: Schedule, valley: Valley, loss: Loss, now_n: np.ndarray
 ) -> tuple[Schedule, np.ndarray, dict[str, Json]] | None:
     """Returns the best step's schedule, losses and record; None if none pays."""
-    valley = Valley(schedule, parabolas, measure, limit)
     tokens_M = valley.bottom()
     reached = (valley.toward(part * tokens_M) for part in PARTS)
     found = {(new.prune, new.merge): new for new in reached}
     found.pop((schedule.prune, schedule.merge), None)
-    tried = [
-        (new, {"step": np.subtract(new.merge, schedule.merge).tolist()})
-        for new in found.values()
-    ]
+    tried = [(new, step(schedule, new)) for new in found.values()]
     return best_of(tried, loss, now_n, LIKELY)
+
+
+def settling_step(
+    schedule: Schedule, valley: Valley, loss: Loss, now_n: np.ndarray
+) -> tuple[Schedule, np.ndarray, dict[str, Json]] | None:
+    """Returns the step to the lowest point if that is near and images allow it.
+
+    The loss is rough: a token moved changes which pairs merge. Of schedules that differ
+    by little, the one where steps end looks better than it is, as it was chosen by
+    these images, and searches from elsewhere end at others. The parabolas rest on all
+    blocks' measurements, and agree better. So they are believed unless the images speak
+    against it by a standard error. On CIFAR-10 at 40 %, three ends of 0.1970, 0.1965
+    and 0.1954, by images that none had seen, went to 0.1956, 0.1951 and, with the step
+    that followed, 0.1952.
+    """
+    new = valley.toward(valley.bottom())
+    record = step(schedule, new)
+    if not 0 < np.abs(record["step"]).max() <= NEAR:
+        return None
+    return best_of([(new, record | {"settles": True})], loss, now_n, -1)
+
+
+def step(old: Schedule, new: Schedule) -> dict[str, Json]:
+    """Returns what is recorded of a step: the change of what each block keeps [L]."""
+    return {"step": np.subtract(new.merge, old.merge).tolist()}

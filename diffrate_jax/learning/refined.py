@@ -27,7 +27,8 @@ class Refined:
             {"block", "more", "fewer"}, None where it cannot leave more, or fewer.
         moves: {"step": change of what each block keeps [L], "loss",
             "standard_error", "images": how many say so}; among them {"line": name, …},
-            see `moves.best_line`, and {"rests": block, …}, see `moves.rest`.
+            see `moves.best_line`, {"rests": block, …}, see `moves.rest`, and {"step",
+            "settles": True, …}, see `refine.settling_step`.
     """
 
     schedule: Schedule
