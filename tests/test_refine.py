@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 import diffrate_jax as dr
-from diffrate_jax.budget import CLOSE, Budget, one_more
+from diffrate_jax.budget import CLOSE, Budget, fit_to_budget, one_more
 from diffrate_jax.cost import macs_of
 from diffrate_jax.learning.moves import LINES, lines, one_fewer
 from diffrate_jax.learning.parabolas import shifted
 from diffrate_jax.learning.refine import (
     FEW,
+    NEAR,
     ROUNDS,
     Refined,
     held_out_losses,
@@ -178,6 +179,50 @@ def test_a_gain_below_its_standard_error_is_not_taken():
     assert slight.moves
     for move in slight.moves:
         assert 0 < move["standard_error"] < -move["loss"]
+
+
+class Unlucky(Images):
+    """Where the parabolas are lowest is one schedule that seems worse than it is."""
+
+    START = dr.Schedule(None, (197, 116, 73, 73), rule="redundancy")
+    LOWEST = dr.Schedule(None, (197, 117, 72, 72), rule="redundancy")
+    # What this costs may be spent.
+    LIMIT = dr.Schedule(None, (197, 110, 80, 80), rule="redundancy")
+
+    def __call__(self, schedule: dr.Schedule) -> np.ndarray:
+        return super().__call__(schedule) + 0.01 * (schedule == self.LOWEST)
+
+
+def settled(own: float, start: dr.Schedule = Unlucky.START) -> Refined:
+    """Returns what becomes of a start when images differ by so much."""
+    measure = macs_of(wide((False, True, True, False)))
+    return refine(start, measure, measure(Unlucky.LIMIT), Unlucky(own))
+
+
+def test_counts_settle_where_images_do_not_tell_them_apart():
+    found = settled(own=1.0)
+    (move,) = found.moves
+    assert move["settles"]
+    assert move["step"] == [0, 1, -1, -1]
+    assert 0 < move["loss"] < move["standard_error"]
+    assert found.schedule == Unlucky.LOWEST
+
+
+def test_counts_do_not_settle_against_what_images_say():
+    assert settled(own=1e-9).moves == ()
+
+
+@pytest.mark.parametrize("more", range(-30, 31, 3))
+def test_counts_settle_once_and_only_nearby(more: int):
+    _, first, second, _ = Unlucky.START.merge
+    merge = (197, first + more, min(first + more, second), min(first + more, second))
+    measure = macs_of(wide((False, True, True, False)))
+    start = fit_to_budget(
+        dr.Schedule(None, merge, rule="redundancy"), measure, measure(Unlucky.LIMIT)
+    )
+    moves = settled(own=1.0, start=start).moves
+    assert len(moves) <= 1
+    assert all(move["settles"] and np.abs(move["step"]).max() <= NEAR for move in moves)
 
 
 def test_no_step_is_tried_that_costs_too_much():
