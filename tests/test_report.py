@@ -39,6 +39,7 @@ from diffrate_jax.reporting.reader import find_results
 from diffrate_jax.reporting.results import geometry_of
 from diffrate_jax.reporting.scatter import apart
 from diffrate_jax.reporting.sections import Cell, Figure, Table
+from diffrate_jax.reporting.tokens import bar_figure
 from diffrate_jax.reporting.tokens import table as token_table
 from diffrate_jax.schedule import Schedule
 
@@ -381,6 +382,20 @@ def test_pruning_and_merging_are_told_apart():
     assert row[5:] == ["9", "7/5", "4/3"]
 
 
+@pytest.mark.parametrize(
+    ("prune", "named"),
+    [
+        ((9, 7, 4), ["kept", "merged away", "pruned away"]),
+        ((9, 5, 3), ["kept", "pruned away"]),
+        (None, ["kept", "merged away"]),
+    ],
+)
+def test_the_legend_names_what_happens(prune, named):
+    schedule = Schedule(prune, (9, 5, 3), SCHEDULE.provenance)
+    figure = bar_figure({"s": schedule}, geometry_of(schedule), 1)
+    assert [look.name for look in figure.looks] == named
+
+
 @given(st.lists(FINITE, min_size=1), st.booleans(), st.booleans())
 def test_an_axis_holds_its_values_and_ticks_in_order(values, is_log, zero):
     axis = Axis.around("x", values, is_log=is_log, zero=zero)
@@ -502,3 +517,18 @@ def test_a_crowd_of_points_has_more_room(tmp_path, runs: int, is_wide: bool):
     charts = [c for p in parts if p.title == "Accuracy against cost" for c in p.charts]
     assert [chart.width > 480 for chart in charts] == [is_wide] * len(charts)
     assert charts
+
+
+def test_whiskers_are_drawn_whole(tmp_path):
+    record = evaluation(0, ("dense", "learned", "ToMe constant"), "40%")
+    write(tmp_path / "evaluation.json", record)
+    parts = [p for s in sections(find_results(tmp_path)) for p in s.parts]
+    charts = [c for p in parts if p.title == "Accuracy against cost" for c in p.charts]
+    drawn = r'class="whisker".*? d="M[\d.]+,([\d.]+)h6m-3,0V([\d.]+)m'
+    for chart in charts:
+        bottom = float(re.search(r'class="grid" d="M.*?V([\d.]+)"', chart.svg(""))[1])
+        # Of what was learned and of the dense model.
+        ends = re.findall(drawn, chart.inside())
+        assert len(ends) == 2
+        for low, high in ends:
+            assert chart.top < float(high) < float(low) < bottom

@@ -1,5 +1,6 @@
 """Pictures of tokens: groups, the trace they come from, the page and the figure."""
 
+import colorsys
 import html.parser
 import json
 import re
@@ -105,6 +106,18 @@ def test_every_patch_is_in_one_group_or_pruned(owner_P, seed):
         ]
         mean_C = np.concatenate(pixels).reshape(-1, 3).mean(axis=0)
         np.testing.assert_allclose(group.colour, mean_C, atol=0.5 + 1e-9)
+
+
+@given(*[st.integers(0, 40)] * 2, *[st.integers(-3, 3)] * 2)
+def test_outlines_nearby_differ_in_colour(y, x, down, right):
+    hues = [
+        colorsys.rgb_to_hls(*np.divide(edge_colour(*place), 255))[0]
+        for place in ((y, x), (y + down, x + right))
+    ]
+    apart = abs((hues[0] - hues[1] + 0.5) % 1 - 0.5)
+    steps = max(abs(down), abs(right))
+    # What is left of 3/16 and 1/16 of a turn in bytes.
+    assert apart >= {0: 0, 1: 0.18}.get(steps, 0.055)
 
 
 @given(owners())
@@ -421,7 +434,7 @@ def test_pointing_at_a_patch_tells_what_it_is(page_file, pictures, open_page):
     ring, path = page.locator(".ring"), page.locator("article").first
     own = path.locator(".merged-group").evaluate_all("all => all.map(g => g.outerHTML)")
     assert sum(ring.get_attribute("d") in text for text in own) == 1
-    assert any(edge in text for text in own for edge in [hexed(edge_colour(group))])
+    assert any(edge in text for text in own for edge in [hexed(group.edge)])
     page.mouse.move(1, 1)
     assert tip.is_hidden()
 

@@ -9,7 +9,7 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 from matplotlib.path import Path
 
-from diffrate_jax.depiction.groups import Corner, edge_colour, inset
+from diffrate_jax.depiction.groups import Corner, inset
 from diffrate_jax.depiction.trace import PRUNED
 from diffrate_jax.depiction.views import Picture, View
 from diffrate_jax.pictures import STYLE, WIDTH
@@ -20,8 +20,8 @@ GAP, LINE = 0.06, 0.12
 # How much of a pruned patch is white.
 DIMMED = 0.82
 MARK = "#D55E00"
-# Inches: a line of small print, and the titles above the columns.
-PRINT, TITLES = 0.1, 0.36
+# Inches: a line of small print, the titles above the columns, and white at the sides.
+PRINT, TITLES, SIDE = 0.1, 0.36, 0.04
 Steps = Sequence[tuple[int, int, int]]
 
 
@@ -40,13 +40,14 @@ def token_figure(
         geometry: of the model.
     """
     columns = 1 + len(pictures[0].views)
-    width = WIDTH / (columns + (columns - 1) * GAP)
+    width = (WIDTH - 2 * SIDE) / (columns + (columns - 1) * GAP)
     below = PRINT * (1 + max(len(_words(picture)) for picture in pictures))
     height = (width + below) * len(pictures) + TITLES
     figure = Figure(figsize=(WIDTH, height), dpi=300)
     grid = figure.add_gridspec(
-        len(pictures), columns, left=0, right=1, top=1 - TITLES / height,
-        bottom=below / height, wspace=GAP, hspace=below / width,
+        len(pictures), columns, left=SIDE / WIDTH, right=1 - SIDE / WIDTH,
+        top=1 - TITLES / height, bottom=below / height,
+        wspace=GAP, hspace=below / width,
     )  # fmt: skip
     titles = [f"input\n{geometry.num_tokens} tokens"]
     titles += [f"block {v.block}\n{steps[v.block][2]}" for v in pictures[0].views]
@@ -86,7 +87,7 @@ def _draw(axes: Axes, picture: Picture, view: View | None, points: float) -> Non
         return
     merged = [group for group in view.groups if len(group.patches) > 1]
     paths = [_path(group.loops) for group in merged]
-    colours = [np.array(edge_colour(group)) / 255 for group in merged]
+    colours = [np.array(group.edge) / 255 for group in merged]
     style = {"linewidths": LINE * points, "facecolors": "none"}
     axes.add_collection(PathCollection(paths, edgecolors=colours, **style))
     now_P = np.flatnonzero(picture.pruned_P == view.block)

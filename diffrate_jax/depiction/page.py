@@ -11,7 +11,7 @@ from importlib import resources
 import numpy as np
 from PIL import Image
 
-from diffrate_jax.depiction.groups import Group, edge_colour, inset
+from diffrate_jax.depiction.groups import Group, inset
 from diffrate_jax.depiction.views import Guess, Picture, View
 from diffrate_jax.files import Json
 from diffrate_jax.shapes import Geometry
@@ -136,7 +136,7 @@ def _group(group: Group) -> Json:
         "patches": len(group.patches),
         "size": round(group.size, 2),
         "fill": _hex(group.colour),
-        "line": _hex(edge_colour(group)),
+        "line": _hex(group.edge),
         "path": "".join(svg_loop(inset(loop, LINE / 2)) for loop in group.loops),
     }
 

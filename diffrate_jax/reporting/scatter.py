@@ -45,16 +45,15 @@ def scatters(
 
 def scatter(places: Places, looks: dict[str, Look], label: str, title: str) -> Chart:
     """Returns methods as points, those of a run that go together joined by a line."""
+    whiskers = [(x, m.interval(), m) for m, x in places if m.kind != "baseline"]
     values = [m.mean("top1") for m, _ in places]
+    values += [end for _, interval, _ in whiskers for end in interval]
     y = Axis.around(TOP1, values, pad=0.08)
     size = WIDE if len(places) > CROWD else {}
     chart = Chart(title, Axis.around(label, [x for _, x in places]), y, **size)
     join(chart, places, looks)
-    for method, x in places:
-        ends = np.clip(method.interval(), y.low, y.high)
-        if method.kind != "baseline":
-            look = looks[method.name]
-            chart.whisker(x, *map(float, ends), look, method.family)
+    for x, interval, method in whiskers:
+        chart.whisker(x, *interval, looks[method.name], method.family)
     if are_named(places):
         name_points(chart, places)
     for method, x in sorted(places, key=lambda p: looks[p[0].name].is_strong):

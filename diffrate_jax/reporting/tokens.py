@@ -1,5 +1,6 @@
 """Which tokens a schedule keeps: bars for a few, a map for many, and tables."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from diffrate_jax.reporting.boards import format_macs
@@ -101,7 +102,15 @@ def bar_figure(schedules: Schedules, geometry: Geometry, number: int) -> Figure:
     """Returns for each schedule a bar for each block: kept, merged and pruned away."""
     charts = [bar_chart(path, s, geometry) for path, s in schedules.items()]
     title = "What becomes of the tokens of each block"
-    return Figure(f"kept_tokens_{number}", title, charts, FATES)
+    return Figure(f"kept_tokens_{number}", title, charts, fates(schedules, geometry))
+
+
+def fates(schedules: Schedules, geometry: Geometry) -> tuple[Look, ...]:
+    """Returns what becomes of tokens under any of the schedules, for the legend."""
+    steps = [step for s in schedules.values() for step in s.steps(geometry)]
+    is_merged = any(middle > left for _, middle, left in steps)
+    is_pruned = any(coming > middle for coming, middle, _ in steps)
+    return tuple(itertools.compress(FATES, (True, is_merged, is_pruned)))
 
 
 def bar_chart(path: str, schedule: Schedule, geometry: Geometry) -> Chart:
