@@ -120,6 +120,13 @@ def test_outlines_nearby_differ_in_colour(y, x, down, right):
     assert apart >= {0: 0, 1: 0.18}.get(steps, 0.055)
 
 
+@given(*[st.integers(0, 40)] * 2, st.sampled_from([(0, 4), (4, 0), (4, -4), (8, 0)]))
+def test_outlines_of_one_hue_differ_in_lightness(y, x, step):
+    places = (y, x), (y + step[0], x + step[1])
+    ends = [(min(colour), max(colour)) for colour in (edge_colour(*p) for p in places)]
+    assert abs(sum(ends[0]) - sum(ends[1])) / 2 > 0.1 * 255
+
+
 @given(owners())
 def test_outlines_enclose_exactly_the_group(owner_P):
     side = round(len(owner_P) ** 0.5)
