@@ -3,7 +3,7 @@
 python -m diffrate_jax.finetune --config=configs/cifar10_finetune.py \
     --workdir=runs/cifar10/tuned_30 --config.weights=vit_cifar10.safetensors \
     --config.dataset=arrays:cifar10.npz \
-    --schedule=results/cifar_study/seed0/schedule_30%.json
+    --schedule=results/cifar10_study/1/seed0/schedule_30%.json
 """
 
 from ml_collections import ConfigDict

@@ -152,7 +152,7 @@ def test_schedules_of_one_model_have_a_file_each(tmp_path: Path):
 
 
 def test_old_records_say_their_schedule():
-    path = ROOT / "results/cpu/deit_small_patch16_224_float32_b1.json"
+    path = ROOT / "results/cpu/deit_small/deit_small_patch16_224_float32_b1.json"
     what = "deit_small_patch16_224", "float32", 1
     assert record_path(path.parent, *what, schedule_in(path)) == path
     assert record_path(path.parent, *what, "tome:9") != path

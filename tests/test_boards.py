@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up import evaluation, write
 
-from diffrate_jax.reporting.boards import Board, boards_of, format_macs, is_learned
+from diffrate_jax.reporting.boards import Board, boards_of, format_macs
+from diffrate_jax.reporting.methods import is_learned
 from diffrate_jax.reporting.reader import find_results
 
 TARGETED = ("dense", "learned", "ToMe constant", "prune only")
@@ -199,3 +200,19 @@ def test_seeds_that_are_right_alike_are_two_where_their_schedules_differ(tmp_pat
     other["rows"][1] |= {"merge": [9, 6, 2]}
     found = board(tmp_path, {"seed0": one, "seed1": other, "copy": same})
     assert len(methods(found, "learned")[0].rows) == 2
+
+
+def test_a_name_that_ends_in_its_target_is_one_method_for_all_targets(tmp_path):
+    names = ("dense", "learned 60%", "ToMe constant")
+    other = evaluation(1, names, "60%")
+    other["rows"][1] |= {"name": "learned 40%", "target": "40%", "fraction": 0.4}
+    first = evaluation(0, names, "60%")
+    first["rows"].append(other["rows"][1])
+    found = board(tmp_path, {"a": first})
+    assert [m.target for m in methods(found, "learned")] == ["60%", "40%"]
+
+
+def test_a_name_that_ends_in_its_target_stays_apart_from_one_that_does_not(tmp_path):
+    names = ("dense", "learned", "learned 60%")
+    found = board(tmp_path, {"a": evaluation(0, names, "60%")})
+    assert [len(methods(found, name)[0].rows) for name in names] == [1, 1, 1]

@@ -17,6 +17,7 @@ from diffrate_jax.reporting.sections import (
     Section,
     Table,
 )
+from diffrate_jax.reporting.seeds import seeds_table
 from diffrate_jax.reporting.timed import Timed, timed_by_benchmark, timed_by_evaluation
 
 # More lines than this are folded, more families than this are summed up.
@@ -35,6 +36,8 @@ def accuracy_sections(
         parts += time_figures(board, settings, looks, number)
         if len(board.targets) > 1:
             parts.append(pivot(board))
+        if (seeds := seeds_table(board)) is not None:
+            parts.append(seeds)
         parts.append(full_table(board))
         how = [How(run.path, run.command, run.environment) for run in board.runs]
         heads = list(headlines(board, settings))

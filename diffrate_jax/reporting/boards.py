@@ -16,15 +16,9 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from diffrate_jax.reporting.intervals import bootstrap_difference, hits, wilson
+from diffrate_jax.reporting.methods import DENSE, is_baseline, plain_name
 from diffrate_jax.reporting.results import Evaluation, Row
-from diffrate_jax.timing.peers import PEERS
 
-# Methods that are there to be beaten, by the names that evaluations give them.
-BASELINES = re.compile(
-    r"ToMe .*|\w+ constant|prune only|merge only|uniform|EViT|random( \d+)?"
-    r"|published search|(tome|uniform):.*"
-)
-DENSE = ("dense", "none", *PEERS)
 # Costs that differ by no more of one are alike, where no target says what was asked.
 NEAR = 0.05
 
@@ -225,7 +219,7 @@ def pooled(family: str, runs: Iterable[Evaluation]) -> list[Method]:
     for run in runs:
         names = {row.name for row in run.rows}
         for row in run.rows:
-            name = plain_name(row.name, names)
+            name = plain_name(row.name, names, row.target)
             # The same weights do alike, whatever target stands beside them.
             target = None if name in DENSE else row.target
             rows = groups.setdefault((name, target), [])
@@ -235,18 +229,6 @@ def pooled(family: str, runs: Iterable[Evaluation]) -> list[Method]:
         Method(name, target, family, *map(tuple, zip(*rows, strict=True)))
         for (name, target), rows in groups.items()
     ]
-
-
-def plain_name(name: str, others: set[str]) -> str:
-    """Returns the name of a method for one of its draws or seeds.
-
-    >>> plain_name("random 3", set()), plain_name("seed 1", {"learned"})
-    ('random', 'learned')
-    """
-    if re.fullmatch(r"random \d+", name):
-        return "random"
-    is_seed = re.fullmatch(r"seed \d+", name) and "learned" in others
-    return "learned" if is_seed else name
 
 
 def family_names(families: Sequence[Sequence[Evaluation]]) -> list[str]:
@@ -270,16 +252,6 @@ def family_names(families: Sequence[Sequence[Evaluation]]) -> list[str]:
         folder = "" if folder == "." else folder
         names.append(f"{folder or 'run'} ({clash + 1})" if clash else folder)
     return names
-
-
-def is_baseline(name: str) -> bool:
-    """Returns whether a row is there to be beaten."""
-    return BASELINES.fullmatch(name) is not None
-
-
-def is_learned(name: str) -> bool:
-    """Returns whether a row is a schedule, of whatever name, that search found."""
-    return name not in DENSE and not is_baseline(name)
 
 
 def format_macs(macs: float) -> str:

@@ -3,8 +3,8 @@
 import itertools
 from collections.abc import Iterable, Iterator
 
-from diffrate_jax.reporting.boards import is_learned
 from diffrate_jax.reporting.charts import Look
+from diffrate_jax.reporting.methods import is_learned
 
 # The colours of Okabe and Ito, which the colour-blind can tell apart.
 COLOURS = ("blue", "orange", "green", "purple", "red", "sky", "grey", "ink")

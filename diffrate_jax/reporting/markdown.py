@@ -39,7 +39,13 @@ def _headlines(title: str, figures: Sequence[Headline]) -> list[str]:
 
 
 def _table(table: Table) -> Iterator[str]:
-    yield from (f"### {_plain(table.title)}", "")
+    yield from (f"### {_plain(table.title)}", "", *table_lines(table), "")
+    if table.note:
+        yield from (_plain(table.note), "")
+
+
+def table_lines(table: Table) -> Iterator[str]:
+    """Yields a table line by line, without its title and its note."""
     rule = [":--"] + ["--:"] * (len(table.header) - 1)
     rows = [[*map(_plain, table.header)], rule]
     for line in table.lines:
@@ -47,9 +53,6 @@ def _table(table: Table) -> Iterator[str]:
         bold = "**" if line.mark == "strong" else ""
         rows.append([f"{bold}{_plain(first)}{bold}", *map(_plain, rest)])
     yield from (f"| {' | '.join(row)} |" for row in rows)
-    yield ""
-    if table.note:
-        yield from (_plain(table.note), "")
 
 
 def _reproduce(how: Sequence[How]) -> Iterator[str]:

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from diffrate_jax.reporting.boards import format_macs, is_learned
+from diffrate_jax.reporting.boards import format_macs
 from diffrate_jax.reporting.charts import Axis, Chart, Look
 from diffrate_jax.reporting.looks import looks_of
+from diffrate_jax.reporting.methods import is_learned
 from diffrate_jax.reporting.results import Benchmark, BenchmarkRow, Misfit
 from diffrate_jax.reporting.sections import Cell, Figure, How, Line, Section, Table
 

@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from diffrate_jax.reporting.boards import Board, Method, is_learned
+from diffrate_jax.reporting.boards import Board, Method
+from diffrate_jax.reporting.methods import is_learned
 from diffrate_jax.reporting.results import Benchmark, BenchmarkRow, Row
 
 
