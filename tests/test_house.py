@@ -128,10 +128,10 @@ def blocks(language: str) -> list[str]:
 
 
 def documents() -> dict[str, str]:
-    """Returns every text that shows commands: README, programs, recipes, scripts."""
+    """Returns every text that shows commands: READMEs, programs, recipes, scripts."""
     shown = [ROOT / "configs", PACKAGE]
     files = [path for folder in shown for path in sorted(folder.rglob("*.py"))]
-    files += [README, *sorted((ROOT / "launch").glob("*"))]
+    files += [README, ROOT / "results/README.md", *sorted((ROOT / "launch").glob("*"))]
     return {str(path.relative_to(ROOT)): path.read_text() for path in files}
 
 
@@ -161,8 +161,18 @@ def test_readme_python_uses_names_that_exist():
             assert hasattr(diffrate_jax, name), name
 
 
-def test_the_readme_is_finished():
-    text = README.read_text()
-    assert not re.findall(r"^[A-Z_]{5,}$", text, re.M)
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
-        assert (ROOT / link).exists(), link
+def anchors(path: Path) -> set[str]:
+    """Returns the places of a Markdown file that links can point at, as on GitHub."""
+    titles = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
+
+
+@pytest.mark.parametrize("name", ["README.md", "results/README.md"])
+def test_documents_are_finished_and_their_links_lead_somewhere(name):
+    path = ROOT / name
+    assert not re.findall(r"^[A-Z_]{5,}$", path.read_text(), re.M)
+    for link in re.findall(r"\]\((?!https?:)([^)]+)", path.read_text()):
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
