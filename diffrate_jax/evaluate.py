@@ -19,7 +19,7 @@ Examples:
 --baselines  also evaluate the dense model and every baseline at the schedule's cost
 --costs      the dense model and every baseline at each of these budgets: 60%,50%,2.9;
              a schedule that was learned for one of them stands with its baselines
---draws      number of random schedules among the baselines (default 5)
+--draws      with --baselines or --costs: number of random schedules (default 5)
 
 --config.corruption=noise:0.1   spoils the images: noise, blur or contrast and how much
 """
@@ -86,23 +86,58 @@ def groups_of(config: ConfigDict, values: flags.FlagValues) -> Groups:
         UserError: schedules or budgets that do not fit the model, or two ways to say
             what baselines are to cost.
     """
+    check_together(values)
     model = model_of(config)
     compression = parse_compression(values.schedule, model, config.model)
     name, target = named(values.schedule, compression)
     against = others(values.against, model, config.model)
     cases = joined({name: compression}, against)
-    if not values.costs:
-        if values.baselines:
-            cost = cost_of(model, compression)
-            rule = schedule_of(compression, model.geometry).rule
-            made = baselines(macs_of(model), cost, config.seed, rule, values.draws)
-            cases = joined({"dense": None}, cases, made)
-        return {target: cases}
+    if values.costs:
+        return at_costs(config, model, cases, values)
     if values.baselines:
+        made = at_cost_of(compression, config, model, values)
+        cases = joined({"dense": None}, cases, made)
+    return {target: cases}
+
+
+def check_together(values: flags.FlagValues) -> None:
+    """Refuses flags that contradict each other, or that nothing would heed.
+
+    Raises:
+        UserError: naming them.
+    """
+    if values.baselines and values.costs:
         raise UserError(
             "--baselines is at the schedule's cost, --costs at others; give one of them"
         )
-    return at_costs(config, model, cases, values)
+    drawn = not values["draws"].using_default_value
+    if drawn and not (values.baselines or values.costs):
+        raise UserError(
+            "--draws is a number of random schedules among baselines, and none are "
+            "asked for; give --baselines or --costs too, or leave --draws out"
+        )
+
+
+def at_cost_of(
+    compression: Compression | None,
+    config: ConfigDict,
+    model: Model,
+    values: flags.FlagValues,
+) -> Cases:
+    """Returns the baselines at the cost of a schedule.
+
+    Raises:
+        UserError: it is the dense model's, which every baseline would be again.
+    """
+    cost = cost_of(model, compression)
+    if cost >= cost_of(model, None):
+        raise UserError(
+            "--baselines compares at the cost of --schedule, and "
+            f"{values.schedule} costs as much as the dense model; give a schedule that "
+            "keeps fewer tokens, or --costs=60% in place of --baselines"
+        )
+    rule = schedule_of(compression, model.geometry).rule
+    return baselines(macs_of(model), cost, config.seed, rule, values.draws)
 
 
 def at_costs(
@@ -111,11 +146,16 @@ def at_costs(
     """Returns the baselines at each cost of a list, with what was learned for it.
 
     Raises:
-        UserError: a budget twice, or one that the model cannot meet.
+        UserError: a budget twice, or an empty one, or one that the model cannot meet.
     """
     table, rule = latency_of(config), config.rule
     latency = None if table is None else table.measure(model, rule)
     costs = [part.strip() for part in values.costs.split(",")]
+    if "" in costs:
+        raise UserError(
+            "--costs takes budgets with a comma between them, as in 60%,50%, got "
+            f"{values.costs!r}, where one is empty; leave out the comma too many"
+        )
     twice = [text for text in costs if costs.count(text) > 1]
     if twice:
         raise UserError(f"--costs has {twice[0]} twice; leave one out")

@@ -210,7 +210,18 @@ def outcome(record: dict[str, Json]) -> str:
     top1 = {row["name"]: row["top1"] for row in record["rows"]}
     told = [f"{name} {value:.2f}" for name, value in top1.items()]
     sentence = f"top-1 % of {record['split']}: {', '.join(told)}"
-    if BEFORE in top1 and top1[DENSE] > top1[BEFORE]:
-        share = (top1[AFTER] - top1[BEFORE]) / (top1[DENSE] - top1[BEFORE])
-        sentence += f"; {share:.0%} of what the schedule lost is back"
+    if BEFORE in top1:
+        sentence += f"; {gain(top1, BEFORE, AFTER)} points with the schedule in place"
+        # The control: what training alone does to the dense model.
+        sentence += f", {gain(top1, DENSE, DENSE_AFTER)} without it"
+        won, lost = top1[AFTER] - top1[BEFORE], top1[DENSE] - top1[BEFORE]
+        # Below nothing or above all of it, a share of the loss says nothing.
+        if lost > 0 and 0 <= won <= lost:
+            sentence += f"; {won / lost:.0%} of what the schedule lost is back"
     return sentence
+
+
+def gain(top1: Mapping[str, float], before: str, after: str) -> str:
+    """Returns by how many points a row is above another, with its sign."""
+    # Never "-0.00": what rounds to nothing is above it.
+    return f"{round(top1[after] - top1[before], 2) + 0.0:+.2f}"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from diffrate_jax.errors import UserError, did_you_mean
-from diffrate_jax.files import Json, read_json
+from diffrate_jax.files import Json, read_json, write_json
 
 # What a program leaves when it is done, and about how long it takes, in seconds, until
 # one has been timed.
@@ -95,11 +95,18 @@ class Plan:
     def _check(self, path: str | os.PathLike) -> None:
         keys = [run.key for run in self.runs]
         for number, run in enumerate(self.runs):
-            if run.program not in MAKES:
+            # As a list, which may hold anything: a program that is none need not hash.
+            if run.program not in list(MAKES):
                 raise UserError(
                     f"{path}: {run.key} names the program {run.program!r}; "
                     f"{did_you_mean(str(run.program), MAKES)}"
                 )
+            for name in (run.part, run.name):
+                if name == ".." or not name or Path(name).name != name:
+                    raise UserError(
+                        f"{path}: parts and runs are called as folders are, got "
+                        f"{name!r} in {run.key}; give a name without slashes"
+                    )
             if run.key in keys[:number]:
                 raise UserError(f"{path}: two runs are called {run.key}; rename one")
 
@@ -123,14 +130,25 @@ class Plan:
         wanted = {run.key for run in self.runs if run.part in parts}
         for run in reversed(self.runs):
             if run.key in wanted:
-                wanted |= self._needs((*self.flags, *run.flags), run, folder)
+                wanted |= self._needs(run, folder)
         return [run for run in self.runs if run.key in wanted]
 
-    def _needs(
-        self, flags: Iterable[str], run: Run, folder: str | os.PathLike
-    ) -> set[str]:
+    def outdated(self, keys: Iterable[str], folder: str | os.PathLike) -> set[str]:
+        """Returns what is to be done where some runs are: they, and all that need them.
+
+        Args:
+            keys: of the runs that are to be done.
+            folder: of the study.
+        """
+        found = set(keys)
+        for run in self.runs:
+            if found & self._needs(run, folder):
+                found.add(run.key)
+        return found
+
+    def _needs(self, run: Run, folder: str | os.PathLike) -> set[str]:
         earlier = itertools.takewhile(lambda other: other is not run, self.runs)
-        text = "\n".join(flags)
+        text = "\n".join((*self.flags, *run.flags))
         return {other.key for other in earlier if f"{folder}/{other.key}/" in text}
 
 
@@ -172,7 +190,8 @@ class Record:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._runs = read_json(path) if path.exists() else {}
-        if not isinstance(self._runs, dict):
+        whole = isinstance(self._runs, dict)
+        if not whole or not all(map(is_row, self._runs.values())):
             raise UserError(f"{path} is damaged; remove it: finished runs end at once")
 
     def seconds(self, run: Run) -> float:
@@ -195,18 +214,39 @@ class Record:
             return False
         theirs = self._runs[run.key]["words"]
         if theirs != words:
-            other = next(iter(set(words) ^ set(theirs)), "the order of its flags")
+            ours = [word for word in words if word not in theirs]
+            gone = [word for word in theirs if word not in words]
+            other = next(iter(ours + gone), "the order of its flags")
             raise UserError(
                 f"{run.key} was done with other flags, see {other}; remove {folder} to "
                 "do it again, or give another --workdir"
             )
         return True
 
-    def add(self, run: Run, words: list[str], seconds: float) -> dict[str, Json]:
-        """Returns all of the record once a run is done."""
+    def add(self, run: Run, words: list[str], seconds: float) -> None:
+        """Writes down that a run is done."""
         row = {"program": run.program, "words": words, "seconds": seconds}
         self._runs[run.key] = row
-        return self._runs
+        write_json(self._path, self._runs)
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Writes down that runs are to be done again, where some of them are done."""
+        known = self._runs.keys() & set(keys)
+        for key in known:
+            del self._runs[key]
+        if known:
+            write_json(self._path, self._runs)
+
+
+def is_row(row: Json) -> bool:
+    """Returns whether a value of study.json is what `Record.add` writes of a run."""
+    if not isinstance(row, dict) or row.keys() < {"program", "words", "seconds"}:
+        return False
+    program, words, seconds = row["program"], row["words"], row["seconds"]
+    listed = isinstance(words, list) and all(isinstance(word, str) for word in words)
+    # No run takes thirty years, and what is no number lies in no range.
+    timed = isinstance(seconds, int | float) and 0 <= seconds < 1e9
+    return isinstance(program, str) and listed and timed
 
 
 def without_places(text: str, places: Mapping[str, str]) -> str:

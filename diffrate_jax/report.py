@@ -36,6 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def report(flags: argparse.Namespace) -> None:
     """Writes what the flags ask for, and says what it found."""
     if flags.renew:
+        if flags.results or flags.out:
+            raise UserError(
+                "expected --renew alone, found --results or --out beside it; leave "
+                "them out: a document names the folders of its tables itself"
+            )
         print(f"renewed {renew(flags.renew)} tables of {flags.renew}")
         return
     if not (flags.results and flags.out):

@@ -4,6 +4,7 @@ What is done is not done again: the same command goes on where it was stopped or
 """
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from pathlib import Path
 from diffrate_jax.arguments import Parser
 from diffrate_jax.errors import StoppedError, UserError
 from diffrate_jax.exits import INTERRUPTED, report_errors
-from diffrate_jax.files import in_bucket, write_json, write_text
-from diffrate_jax.plan import Plan, Record, Run, without_places
+from diffrate_jax.files import in_bucket, read_json, write_text
+from diffrate_jax.plan import MAKES, Plan, Record, Run, without_places
 from diffrate_jax.progress import say
 
 EXAMPLE = """examples:
@@ -32,7 +33,7 @@ flags; see configs/studies. Flags that begin with --config. go to every run. Eac
 has a folder, WORKDIR/PART/NAME; study.json there keeps what is done and how long it
 took, report.html and report.md show all of it.
 """
-KEPT = ("evaluation.json", "pareto.json", "schedule*.json")
+KEPT = ("evaluation.json", "comparison.json", "schedule*.json")
 
 
 def study(flags: argparse.Namespace, own: list[str]) -> None:
@@ -51,13 +52,18 @@ def study(flags: argparse.Namespace, own: list[str]) -> None:
     runs = plan.chosen(filter(None, flags.parts.split(",")), folder)
     record = Record(Path(folder) / "study.json")
     words = {run.key: words_of(plan, run, own, folder) for run in runs}
-    left = [run for run in runs if not record.has(run, words[run.key])]
+    undone = [run.key for run in runs if not record.has(run, words[run.key])]
+    outdated = plan.outdated(undone, folder)
+    left = [run for run in runs if run.key in outdated]
     say(f"{len(runs)} runs, {len(runs) - len(left)} done, {span(record, left)} to go")
     if flags.list:
         for run in runs:
             state = " " if run in left else "x"
             print(f"[{state}] {run.key}: {shlex.join(words[run.key])}")
         return
+    # Before anything runs, and in the parts that are not asked for too: a later study
+    # must not find done what has read older files.
+    record.forget(outdated)
     done = len(runs) - len(left)
     for number, run in enumerate(left, done + 1):
         rest = left[number - done - 1 :]
@@ -67,8 +73,7 @@ def study(flags: argparse.Namespace, own: list[str]) -> None:
         )
         begun = time.monotonic()
         execute(words[run.key], run.key)
-        made = record.add(run, words[run.key], time.monotonic() - begun)
-        write_json(Path(folder) / "study.json", made)
+        record.add(run, words[run.key], time.monotonic() - begun)
     report = [f"--results={folder}", f"--out={folder}/report.html"]
     execute(["report", *report, f"--markdown={folder}/report.md"], "the report")
     if flags.results:
@@ -111,7 +116,8 @@ def execute(words: list[str], name: str) -> None:
     if status:
         raise UserError(
             f"{name} ended with status {status}, for the reason above: "
-            f"{shlex.join(words)}; mend it and run the same command to go on"
+            f"{shlex.join(words)}; mend it (what an earlier run left in the run's "
+            "folder can be removed) and run the same command to go on"
         )
 
 
@@ -119,16 +125,42 @@ def publish(runs: Sequence[Run], folder: str, out: Path, own: list[str]) -> None
     """Copies schedules and evaluations, with no folder of this machine in them."""
     places = {f"{folder}/": f"runs/{Path(folder).name}/"}
     for flag in own:
-        _, _, value = flag.partition("=")
-        kind, colon, path = value.rpartition(":")
-        if "/" in path:
-            places[value] = f"{kind}{colon}{Path(path).name}"
+        value = flag.partition("=")[2]
+        if without_folder(value) != value:
+            places[value] = without_folder(value)
     for run in runs:
         for pattern in KEPT:
-            for path in sorted((Path(folder) / run.key).glob(pattern)):
+            for path in filter(is_kept, (Path(folder) / run.key).glob(pattern)):
                 text = without_places(path.read_text(), places)
                 write_text(out / run.key / path.name, text)
     say(f"results without places: {out}")
+
+
+def without_folder(value: str) -> str:
+    """Returns a flag's value in which a path of this machine is only its last part.
+
+    What others find too, such as a bucket or a name on a hub, stays as it is.
+
+    >>> without_folder("arrays:/mnt/a/d.npz"), without_folder("hf-hub:timm/deit")
+    ('arrays:d.npz', 'hf-hub:timm/deit')
+    """
+    kind, colon, path = value.partition(":")
+    for before, place in (("", value), (kind + colon, path)):
+        # Not Path.exists, which older Pythons let fail at what is too long for a name.
+        is_local = os.path.isabs(place) or os.path.exists(place)
+        if is_local and Path(place).name and not in_bucket(value):
+            return before + Path(place).name
+    return value
+
+
+def is_kept(path: Path) -> bool:
+    """Returns whether a file is published: of a comparison only where it comes from.
+
+    Its rows, if it has any, are as long as an evaluation's and of training images.
+    """
+    if path.name != MAKES["search"]:
+        return True
+    return not any(row["rows"] for row in read_json(path)["comparisons"])
 
 
 def parser() -> Parser:

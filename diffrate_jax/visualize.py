@@ -41,8 +41,8 @@ EXAMPLES = """examples:
       --image=photos/ --out=photos.html
 """
 KINDS = (".html", ".png")
-# Images that a page can hold.
-MOST = 400
+# Images that each kind of file can hold: a figure is one bitmap of all of them.
+MOST = {".html": 400, ".png": 40}
 # Columns of a figure, where nobody chose any.
 COLUMNS = 6
 
@@ -84,6 +84,7 @@ def visualize(flags: argparse.Namespace) -> None:
             raise UserError(f"--{flag} is needed; see --help for examples")
     kind = kind_of(flags.out)
     files = image_files(flags.image)
+    check_count(len(files), kind)
     model, name, preprocess = chosen_model(flags)
     compression = parse_compression(flags.schedule, model, name)
     facts = facts_of(model, name, compression, short(flags.schedule))
@@ -121,24 +122,49 @@ def image_files(given: Sequence[str]) -> dict[str, Path]:
     """Returns the photos that were named, by what they are called in pictures.
 
     Raises:
-        UserError: one that does not exist, a folder without any, or too many.
+        UserError: one that does not exist, a comma too many, or a folder without any.
     """
     names: dict[Path, str] = {}
     for text in given:
-        # A name may have commas itself; a list of names may be longer than any name.
-        for part in [text] if os.path.exists(text) else text.split(","):
+        for part in split_names(text):
             names |= named_photos(Path(part))
-    if len(names) > MOST:
-        raise UserError(
-            f"a page holds {MOST} images, got {len(names)}; name fewer, or a folder of "
-            "fewer"
-        )
     # As short as tells them apart.
     for call in (names.get, lambda path: f"{path.parent.name}/{path.stem}", str):
         files = {call(path): path for path in names}
         if len(files) == len(names):
             break
     return files
+
+
+def split_names(text: str) -> list[str]:
+    """Returns the paths that one flag names.
+
+    Raises:
+        UserError: a comma has no path beside it.
+    """
+    # A name may have commas itself; a list of names may be longer than any name.
+    parts = [text] if os.path.exists(text) else text.split(",")
+    # An empty path would be the current directory, with all photos below it.
+    if not all(parts):
+        raise UserError(
+            f"--image takes paths with one comma between two of them, got {text!r}; "
+            "leave out the comma that has no path beside it"
+        )
+    return parts
+
+
+def check_count(count: int, kind: str) -> None:
+    """Refuses more images than a file can hold.
+
+    Raises:
+        UserError: there are more.
+    """
+    if count > MOST[kind]:
+        page = "" if kind == ".html" else "let --out end in .html, or "
+        raise UserError(
+            f"a {kind} file holds at most {MOST[kind]} images, got {count}; {page}name "
+            "fewer"
+        )
 
 
 def named_photos(path: Path) -> dict[Path, str]:

@@ -100,6 +100,68 @@ def test_runs_that_differ_in_more_than_the_seed_stay_apart(tmp_path, changes):
     assert [len(method.rows) for method in methods(found, "learned")] == [1, 1]
 
 
+def run_by(commit: str, seed: int, outcome: int) -> dict:
+    """Returns what a version of the code made of the command of a seed."""
+    changes = {"environment": {"commit": commit}, "command": f"evaluate --seed={seed}"}
+    return evaluation(outcome, TARGETED, "60%") | changes
+
+
+def test_a_command_that_several_versions_ran_is_no_further_seed(tmp_path):
+    runs = {
+        f"{c}/{n}": run_by(c, n, 2 * i + n) for i, c in enumerate("ab") for n in (0, 1)
+    }
+    found = board(tmp_path, runs)
+    assert found.families == ("a", "b")
+    assert [len(method.rows) for method in methods(found, "learned")] == [2, 2]
+    for method in methods(found, "learned"):
+        assert found.rival_of(method).family == method.family
+
+
+def test_seeds_that_each_ran_once_are_pooled_whatever_version_ran_them(tmp_path):
+    found = board(tmp_path, {"a": run_by("a", 0, 0), "b": run_by("b", 1, 1)})
+    assert [len(method.rows) for method in methods(found, "learned")] == [2]
+
+
+def test_what_two_versions_make_alike_is_no_second_run(tmp_path):
+    found = board(tmp_path, {"a": run_by("a", 0, 0), "b": run_by("b", 0, 0)})
+    assert [len(method.rows) for method in methods(found, "learned")] == [1]
+
+
+def with_weights(record: dict, weights: str, program: str = "evaluate") -> dict:
+    command = f"python -m diffrate_jax.{program} --config.weights={weights}"
+    return record | {"command": command}
+
+
+def test_other_weights_have_a_board_of_their_own(tmp_path):
+    given = with_weights(evaluation(0, TARGETED, "60%"), "vit.safetensors")
+    tuned = with_weights(evaluation(1, ("learned",), "60%"), "runs/tuned")
+    for name, record in {"given": given, "tuned": tuned}.items():
+        write(tmp_path / name / "evaluation.json", record)
+    one, other = boards_of(find_results(tmp_path).evaluations)
+    assert (one.weights, other.weights) == ("vit.safetensors", "tuned")
+    assert other.rival_of(other.methods[0]) is None
+    assert board(tmp_path / "given", {}).weights is None
+
+
+def test_weights_of_several_seeds_are_on_one_board(tmp_path):
+    runs = {
+        str(n): with_weights(evaluation(n, TARGETED, "60%"), f"seed{n}/train")
+        for n in range(3)
+    }
+    assert [len(m.rows) for m in methods(board(tmp_path, runs), "learned")] == [3]
+
+
+@pytest.mark.parametrize("program", ["finetune", "evaluate"])
+def test_what_was_tuned_has_no_rival_that_was_not(tmp_path, program):
+    names = ("dense", "before", "after", "dense, after")
+    given = with_weights(evaluation(0, TARGETED, "60%"), "vit.safetensors")
+    tuned = with_weights(evaluation(1, names, "60%"), "vit.safetensors", program)
+    found = board(tmp_path, {"given": given, "tuned": tuned | {"dtype": "other"}})
+    (before,), (after,) = methods(found, "before"), methods(found, "after")
+    assert found.rival_of(before).kind == "baseline"
+    assert (found.rival_of(after) is None) == (program == "finetune")
+
+
 def test_different_runs_of_one_folder_are_numbered(tmp_path):
     one, other = seeds(2).values()
     write(tmp_path / "first.json", one)

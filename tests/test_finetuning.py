@@ -17,6 +17,7 @@ from test_weights import random_params
 
 import diffrate_jax as dr
 from diffrate_jax import parallel
+from diffrate_jax.finetuning import outcome
 from diffrate_jax.metrics import read_metrics
 from diffrate_jax.training import TrainRecipe, train, train_step
 from diffrate_jax.training.average import averaged
@@ -263,6 +264,42 @@ def test_teacher_and_average_survive_an_interruption(tmp_path: Path):
     named = ("loss", "cross_entropy", "distillation", "gradient_norm")
     told = [[[row[name] for name in named] for row in run] for run in rows]
     assert told[0] == told[1]
+
+
+TOLD = {
+    (90.0, 80.0, 86.0, 91.0): "+6.00 points with the schedule in place, +1.00 without "
+    "it; 60% of what the schedule lost is back",
+    (90.0, 80.0, 90.0, 90.0): "+10.00 points with the schedule in place, +0.00 without "
+    "it; 100% of what the schedule lost is back",
+    # A short run, one that does more than make good, and a schedule that lost nothing.
+    (90.0, 89.0, 87.0, 80.0): "-2.00 points with the schedule in place, -10.00 without "
+    "it",
+    (90.0, 80.0, 95.0, 96.0): "+15.00 points with the schedule in place, +6.00 without "
+    "it",
+    (90.0, 90.0, 91.0, 89.999): "+1.00 points with the schedule in place, +0.00 "
+    "without it",
+}
+
+
+@pytest.mark.parametrize("top1", TOLD, ids=str)
+def test_what_training_changed_is_one_sentence(top1):
+    rows = zip(("dense", "before", "after", "dense, after"), top1, strict=True)
+    record = {"split": "test", "rows": [{"name": n, "top1": v} for n, v in rows]}
+    said = outcome(record)
+    assert said.startswith(
+        f"top-1 % of test: dense {top1[0]:.2f}, before {top1[1]:.2f}"
+    )
+    assert said.split("; ", 1)[1] == TOLD[top1]
+
+
+def test_without_a_schedule_nothing_was_lost():
+    rows = [{"name": "dense", "top1": 10.0}, {"name": "after", "top1": 20.0}]
+    said = "top-1 % of test: dense 10.00, after 20.00"
+    assert outcome({"split": "test", "rows": rows}) == said
+    # From nothing, with a schedule in place.
+    rows = [{"name": "after", "top1": 1.0}, {"name": "dense, after", "top1": 2.0}]
+    said = "top-1 % of test: after 1.00, dense, after 2.00"
+    assert outcome({"split": "test", "rows": rows}) == said
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,21 @@ def test_a_mark_without_an_end_does_not_swallow_the_next(document):
         renewed(text, document)
 
 
+def test_tables_of_one_title_are_told_apart_by_the_kind_of_their_section(tmp_path):
+    write_everything(tmp_path / "runs")
+    path = tmp_path / "d.md"
+    mark = "<!-- table runs: {}All figures | method -->\n" + END
+    path.write_text(mark.format("Accuracy / "))
+    assert "| **learned** |" in renewed(path.read_text(), path)
+    with pytest.raises(ValueError, match="known: Accuracy / All figures, Speed / All"):
+        renewed(mark.format(""), path)
+
+
+def test_a_document_is_renewed_by_itself(document, capsys):
+    assert run_report(f"--renew={document}", "--out=r.html") == 2
+    assert "expected --renew alone" in capsys.readouterr().err
+
+
 def test_neither_results_nor_a_document_is_a_sentence(capsys):
     assert run_report("--out=r.html") == 2
     assert "expected --results and --out, or --renew" in capsys.readouterr().err

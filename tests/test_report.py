@@ -110,7 +110,13 @@ def test_page_needs_no_other_file_and_shows_everything(written):
     assert "http" not in text
     assert "url(" not in text
     for words in (
-        *(*NAMES[:4], "random", "95% interval", "2,000 draws", "RESOURCE_EXHAUSTED"),
+        *(
+            *NAMES[:4],
+            "random",
+            "95% interval",
+            "Bonett and Price",
+            "RESOURCE_EXHAUSTED",
+        ),
         *(
             "Accuracy against cost",
             "Accuracy against time, rough",
@@ -201,6 +207,19 @@ def test_accuracy_against_time_prefers_benchmarks_and_says_what_is_rough(workdir
     assert chart.count('class="pt"') == 2
 
 
+def test_times_are_drawn_from_zero(tmp_path):
+    """Two methods of nearly one time stand side by side, not at opposite ends."""
+    timed = benchmark()
+    timed["rows"][1] |= {"images_per_second": 101.0}
+    write(tmp_path / "evaluation.json", evaluation())
+    write(tmp_path / "benchmark.json", timed)
+    parts = [p for s in sections(find_results(tmp_path)) for p in s.parts]
+    (figure,) = [p for p in parts if p.title == "Accuracy against time"]
+    for chart in figure.charts:
+        left, fast, slow = (chart.across(1000 / rate) for rate in (1e9, 101, 100))
+        assert 0 < slow - fast < 0.02 * (slow - left)
+
+
 def test_times_of_another_schedule_of_the_same_cost_are_not_taken(tmp_path):
     timed = benchmark()
     schedules = {"rule": "tome", "prune": None, "merge": [9, 6, 2]}
@@ -262,6 +281,15 @@ def test_a_model_tuned_and_not_compressed_is_dense(tmp_path):
     rows = rows_of(tables_of(tmp_path)["Accuracy by target"])
     (after,) = (row for row in rows if row[0] == "dense, after")
     assert after[1] == after[2] != "–"
+
+
+def test_tables_of_other_weights_have_another_name(tmp_path):
+    for name in ("given", "tuned"):
+        record = evaluation(0, ("dense", "learned"))
+        record["command"] += f" --config.weights={name}"
+        write(tmp_path / name / "evaluation.json", record)
+    titles = [s.title.partition(":")[0] for s in sections(find_results(tmp_path))]
+    assert titles == ["Accuracy with weights given", "Accuracy with weights tuned"]
 
 
 def test_training_images_come_last(tmp_path):

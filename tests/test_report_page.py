@@ -1,9 +1,12 @@
 """The report in a browser, offline: what one can hover, sort, filter and switch off."""
 
 import pytest
-from made_up import benchmark, evaluation, write, write_everything
+from made_up import SCHEDULE, benchmark, evaluation, write, write_everything
 
 from diffrate_jax.reporting import write_report
+
+# As long as a name may be, and longer: paths of a study, and letters that are broad.
+LONG = ("cifar10_study/1/seed0/schedule_60%", "study/3/merge_only/schedules/of/mm_50%")
 
 
 @pytest.fixture(scope="module")
@@ -14,6 +17,11 @@ def page_file(tmp_path_factory):
     other = evaluation(1) | {"command": "another"}
     write(folder / "r" / "second" / "evaluation.json", other)
     write(folder / "r" / "second" / "benchmark.json", benchmark(256))
+    timed = benchmark(512)
+    timed["rows"] += [timed["rows"][1] | {"name": f"{name}.json@8"} for name in LONG]
+    write(folder / "r" / "second" / "benchmark_512.json", timed)
+    for name in LONG:
+        SCHEDULE.save(folder / "r" / f"{name}.json")
     write_report(folder / "r", folder / "report.html")
     return folder / "report.html"
 
@@ -125,6 +133,11 @@ def test_nothing_is_wider_than_the_window(page_file, open_page, width, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
+    page.evaluate("document.querySelectorAll('details').forEach((d) => d.open = true)")
+    # Letters of charts stay legible where they have to be scrolled.
+    assert page.evaluate("""() => [...document.querySelectorAll('.chart svg')].every(
+        (svg) => svg.getBoundingClientRect().width >= .84 * svg.viewBox.baseVal.width)
+    """)
     # Words inside charts stand inside them.
     assert page.evaluate("""() => [...document.querySelectorAll('.chart svg')].every(
         (svg) => { const box = svg.getBoundingClientRect();

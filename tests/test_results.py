@@ -21,7 +21,7 @@ from made_up import (
 
 from diffrate_jax.errors import UserError
 from diffrate_jax.models import architecture, create_model
-from diffrate_jax.reporting.intervals import bootstrap_difference, wilson
+from diffrate_jax.reporting.intervals import paired_difference, wilson
 from diffrate_jax.reporting.reader import find_results
 from diffrate_jax.reporting.results import geometry_of
 from diffrate_jax.schedule import Schedule
@@ -156,35 +156,83 @@ def texts(size: int = 300) -> tuple[str, str]:
     return tuple("".join("01"[int(x)] for x in row) for row in right)
 
 
-def test_bootstrap_of_the_same_is_zero_and_order_only_changes_the_sign():
+def test_a_difference_s_interval_is_open_where_no_image_differs():
     a, b = texts()
-    assert bootstrap_difference(a, a) == (0.0, 0.0, 0.0)
-    mean, low, high = bootstrap_difference(a, b)
+    mean, low, high = paired_difference(a, a)
+    assert mean == 0
+    assert low < 0 < high
+    # By hand: 1.96 √2 / (300 + 2).
+    assert high == -low == pytest.approx(0.918, abs=1e-3)
+    assert high < paired_difference(a, b)[2]
+
+
+def test_the_order_of_a_difference_only_changes_its_sign():
+    a, b = texts()
+    mean, low, high = paired_difference(a, b)
     assert low < mean < high
     assert mean == pytest.approx(100 * (a.count("1") - b.count("1")) / 300)
-    assert bootstrap_difference(b, a) == pytest.approx((-mean, -high, -low))
-    assert bootstrap_difference(a, b) == (mean, low, high)
+    assert paired_difference(b, a) == (-mean, -high, -low)
 
 
-def test_bootstrap_agrees_with_drawing_the_images_one_by_one():
-    a, b = (np.array([int(x) for x in text]) for text in texts())
-    chosen = np.random.default_rng(2).integers(0, 300, (4000, 300))
+def test_a_difference_s_interval_ends_where_differences_do():
+    assert paired_difference("1", "0")[2] == 100
+    assert paired_difference("0000", "1111")[1] == -100
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_a_difference_s_interval_is_a_bootstrap_s_where_many_images_differ(runs):
+    rng = np.random.default_rng(2)
+    a, b = (rng.random((2, runs, 900)) < [[[0.9]], [[0.7]]]).mean(1)
+    chosen = rng.integers(0, 900, (4000, 900))
     expected = np.percentile(100 * (a - b)[chosen].mean(1), [2.5, 97.5])
-    assert bootstrap_difference(a, b)[1:] == pytest.approx(expected, abs=0.7)
+    assert paired_difference(a, b)[1:] == pytest.approx(expected, abs=0.3)
 
 
-def test_bootstrap_interval_covers_the_truth_as_often_as_it_says():
-    rng, covered = np.random.default_rng(3), 0
-    for _ in range(200):
-        a, b = rng.random(400) < 0.85, rng.random(400) < 0.8
-        _, low, high = bootstrap_difference(a, b, samples=400)
-        covered += low <= 5 <= high
-    assert 0.90 <= covered / 200 <= 0.99
+@pytest.mark.parametrize(
+    ("images", "only_a", "only_b"),
+    [
+        (4000, 1.5 / 4000, 1.5 / 4000),
+        (4000, 3 / 4000, 0),
+        (4000, 2 / 4000, 1 / 4000),
+        (600, 0.005, 0.002),
+        (400, 0.1, 0.05),
+    ],
+)
+def test_a_difference_s_interval_covers_the_truth_as_often_as_it_says(
+    images, only_a, only_b
+):
+    """Where few images differ as well; a bootstrap covers 81 % there."""
+    rng, truth, covered = np.random.default_rng(3), 100 * (only_a - only_b), 0
+    draws = rng.multinomial(images, [only_a, only_b, 1 - only_a - only_b], size=4000)
+    for counts in draws:
+        difference = np.repeat([1.0, -1.0, 0.0], counts)
+        _, low, high = paired_difference(difference, np.zeros(images))
+        covered += low <= truth <= high
+    assert covered / 4000 >= 0.93
 
 
-def test_bootstrap_needs_the_same_images():
+def test_a_difference_needs_the_same_images():
     with pytest.raises(UserError, match="the same images twice, got 2 and 3"):
-        bootstrap_difference("11", "111")
+        paired_difference("11", "111")
+
+
+@pytest.mark.parametrize(
+    ("flags", "weights"),
+    [
+        ("", None),
+        ("--config.weights=", None),
+        ("--config.weights=a/vit.safetensors", "vit.safetensors"),
+        ("--config.weights=a --config.weights runs/tuned", "tuned"),
+        ("--config.weights=runs/tuned/weights.safetensors", "tuned"),
+        ("--config.weights=weights.safetensors", "weights.safetensors"),
+        ("--config.weights=runs/seed3/weights.safetensors", "seed*"),
+        ("'--config.weights=my runs/the best'", "the best"),
+        ("--note=it's --config.weights=runs/tuned", "tuned"),
+    ],
+)
+def test_weights_are_known_by_the_last_name_of_the_command(tmp_path, flags, weights):
+    write(tmp_path / "e.json", evaluation() | {"command": f"evaluate {flags}"})
+    assert find_results(tmp_path).evaluations[0].weights == weights
 
 
 @pytest.mark.parametrize(

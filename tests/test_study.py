@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from diffrate_jax import cli, evaluate, finetune, study
 from diffrate_jax.errors import StoppedError, UserError
 from diffrate_jax.files import read_json
-from diffrate_jax.plan import MAKES, Plan, without_places
+from diffrate_jax.plan import MAKES, Plan, Run, without_places
 
 ROOT = Path(__file__).parent.parent
 PLANS = sorted((ROOT / "configs/studies").glob("*.json"))
@@ -67,8 +68,9 @@ def ran(monkeypatch) -> list[list[str]]:
             return
         folder = Path(flags[0].removeprefix("--workdir="))
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"command": " ".join(words)})
-        for made in (MAKES[program], "schedule_60%.json"):
+        record = {"command": " ".join(words), "environment": {}, "rows": []}
+        text = json.dumps(record | {"comparisons": [record]})
+        for made in (MAKES[program], "schedule_60%.json", "pareto.json"):
             (folder / made).write_text(text)
 
     monkeypatch.setattr(study, "execute", execute)
@@ -116,6 +118,48 @@ def test_what_is_done_is_not_done_again(plan, ran, capsys):
     )
 
 
+def test_what_reads_files_of_a_run_that_is_done_again_is_done_again(plan, ran):
+    assert run(plan) == 0
+    shutil.rmtree(plan.parent / "work/a/seed1")
+    ran.clear()
+    assert run(plan) == 0
+    assert keys(ran, plan) == ["a/seed1", "b/test"]
+    ran.clear()
+    assert run(plan) == 0
+    assert not keys(ran, plan)
+
+
+def test_what_reads_older_files_is_known_in_a_later_study(plan, ran, monkeypatch):
+    """One part was asked for, or the study was killed before the run that reads."""
+    assert run(plan) == 0
+    shutil.rmtree(plan.parent / "work/a/seed1")
+    ran.clear()
+    assert run(plan, "--parts=a") == 0
+    assert keys(ran, plan) == ["a/seed1"]
+    ran.clear()
+    assert run(plan) == 0
+    assert keys(ran, plan) == ["b/test"]
+    shutil.rmtree(plan.parent / "work/a/seed1")
+    ran.clear()
+    stand_in = study.execute
+
+    def stopped(words: list[str], name: str) -> None:
+        stand_in(words, name)
+        raise StoppedError
+
+    monkeypatch.setattr(study, "execute", stopped)
+    assert run(plan) == StoppedError.STATUS
+    monkeypatch.setattr(study, "execute", stand_in)
+    assert run(plan) == 0
+    assert keys(ran, plan) == ["a/seed1", "a/seed1", "b/test"]
+
+
+def test_what_is_outdated_is_so_through_other_runs():
+    needs = {"a": (), "b": ("--x=d/1/a/w",), "c": ("--x=d/1/b/w",), "d": ()}
+    runs = tuple(Run("1", name, "finetune", flags) for name, flags in needs.items())
+    assert Plan({"1": ""}, (), runs).outdated(["1/a"], "d") == {"1/a", "1/b", "1/c"}
+
+
 def test_a_part_brings_the_runs_that_it_needs(plan, ran):
     assert run(plan, "--parts=b") == 0
     assert keys(ran, plan) == ["a/seed1", "b/alone", "b/test"]
@@ -129,6 +173,13 @@ def test_a_run_of_other_flags_is_not_taken_for_this_one(plan, ran, capsys):
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: a/seed0 was done with other flags, see --config.wei")
     assert "give another --workdir" in said
+    assert run(plan, "--config.weights=W", "--config.seed=3", work="other") == 0
+    assert run(plan, "--config.flip=true", work="other") == 2
+    assert "other flags, see --config.flip=true;" in capsys.readouterr().err
+    assert run(plan, work="other") == 2
+    assert "other flags, see --config.weights=W;" in capsys.readouterr().err
+    assert run(plan, "--config.seed=3", "--config.weights=W", work="other") == 2
+    assert "other flags, see the order of its flags;" in capsys.readouterr().err
 
 
 def test_a_list_runs_nothing(plan, ran, capsys):
@@ -146,15 +197,61 @@ def test_results_name_no_place_of_a_machine(plan, ran):
     data = f"--config.dataset=arrays:{plan.parent}/d.npz"
     assert run(plan, weights, data, f"--results={out}") == 0
     files = sorted(str(p.relative_to(out)) for p in out.rglob("*.json"))
-    names = [f"{key}/schedule_60%.json" for key in ("a/seed0", "a/seed1")]
+    names = []
+    for key in ("a/seed0", "a/seed1"):
+        names += [f"{key}/comparison.json", f"{key}/schedule_60%.json"]
     for key in ("b/alone", "b/test"):
         names += [f"{key}/evaluation.json", f"{key}/schedule_60%.json"]
     assert files == names
+    for text in map(Path.read_text, out.rglob("*.json")):
+        assert str(plan.parent) not in text
     told = read_json(out / "b/test/evaluation.json")["command"]
     assert str(plan.parent) not in told
     assert "--workdir=runs/work/b/test" in told
     assert "--config.weights=w.safetensors --config.dataset=arrays:d.npz" in told
     assert "--schedule=runs/work/a/seed1/s.json" in told
+
+
+def test_only_paths_of_this_machine_lose_their_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/w:2").mkdir(parents=True)
+    for value, name in {
+        "runs/w:2": "w:2",
+        "folder:runs/w:2": "folder:w:2",
+        f"{tmp_path}/gone:1/w.npz": "w.npz",
+        "folder:/data/imagenet/": "folder:imagenet",
+    }.items():
+        assert study.without_folder(value) == name
+    for other in (
+        *("hf-hub:timm/deit_small_patch16_224", "timm/deit", "gs://bucket/data"),
+        *(
+            "arrays:gs://bucket/d.npz",
+            "none:here/d.npz",
+            "w.npz",
+            "",
+            "/",
+            ".",
+            "a" * 999,
+        ),
+    ):
+        assert study.without_folder(other) == other
+
+
+def test_results_keep_what_is_no_path(plan, ran):
+    out = plan.parent / "kept"
+    flags = ["--config.weights=hf-hub:timm/deit", "--config.dataset=gs://bucket/data"]
+    assert run(plan, *flags, f"--results={out}") == 0
+    told = read_json(out / "b/test/evaluation.json")["command"]
+    assert " ".join(flags) in told
+
+
+def test_a_comparison_with_rows_is_not_published(tmp_path):
+    path = tmp_path / "comparison.json"
+    for rows, kept in {(): True, (1,): False}.items():
+        records = [{"rows": []}, {"rows": list(rows)}]
+        path.write_text(json.dumps({"comparisons": records}))
+        assert study.is_kept(path) is kept
+    assert study.is_kept(tmp_path / "evaluation.json")
 
 
 def test_places_are_replaced_whole():
@@ -186,6 +283,21 @@ def test_places_are_replaced_longest_first():
         (
             lambda plan: plan["parts"]["b"]["runs"][0].update(name="test"),
             "two runs are called b/test; rename one",
+        ),
+        (
+            lambda plan: plan["parts"]["b"]["runs"][0].update(program=["search"]),
+            "b/alone names the program ['search']; did you mean 'search'",
+        ),
+        *(
+            (
+                lambda plan, name=name: plan["parts"]["b"]["runs"][0].update(name=name),
+                f"as folders are, got {name!r} in b/{name}; give a name without slash",
+            )
+            for name in ("../../a", "..", ".", "", "x/y", "/x")
+        ),
+        (
+            lambda plan: plan["parts"].update({"../b": plan["parts"].pop("b")}),
+            "as folders are, got '../b' in ../b/alone; give a name without slashes",
         ),
         (
             lambda plan: plan["parts"]["b"]["runs"][0].update(flags=["{seed}"]),
@@ -220,9 +332,16 @@ def test_wrong_flags_are_one_sentence(plan, ran, capsys):
         assert study.main(["study", f"--plan={plan}", f"--workdir={place}"]) == 2
         assert "must be a folder of this machine" in capsys.readouterr().err
     (plan.parent / "work").mkdir()
-    (plan.parent / "work/study.json").write_text("[]")
-    assert run(plan) == 2
-    assert "study.json is damaged; remove it" in capsys.readouterr().err
+    row = {"program": "search", "words": ["search"], "seconds": 1.5}
+    for damaged in (
+        *([], {"a/seed0": []}, {"other": row | {"seconds": "1"}}),
+        *({"a/seed0": {"words": [], "seconds": 1}}, {"a/seed0": row | {"words": [1]}}),
+        *({"x": row | {"seconds": float("nan")}}, {"x": row | {"seconds": 1e300}}),
+        {"x": row | {"program": ["search"]}},
+    ):
+        (plan.parent / "work/study.json").write_text(json.dumps(damaged))
+        assert run(plan) == 2
+        assert "study.json is damaged; remove it" in capsys.readouterr().err
     assert study.main(["study", "--plan=none.json", "--workdir=w"]) == 2
     assert "cannot read none.json" in capsys.readouterr().err
     assert not ran

@@ -328,6 +328,23 @@ def test_a_list_of_images_may_be_longer_than_a_name(made):
         visualize.image_files(["x" * 300])
 
 
+@pytest.mark.parametrize("text", [",", "{0},,{0}", "{0},", ",{0}", ""])
+def test_a_comma_too_many_names_no_folder(made, monkeypatch, text):
+    monkeypatch.chdir(made["photos"])
+    with pytest.raises(dr.UserError, match="one comma between two .* leave out the"):
+        visualize.image_files([text.format(made["photos"] / "a.png")])
+
+
+def test_a_figure_holds_fewer_images_than_a_page(tmp_path, made, capsys):
+    for number in range(41):
+        (tmp_path / f"{number}.png").write_bytes(b"")
+    assert run(f"--image={tmp_path} --out={tmp_path}/out.png", made) == 2
+    said = capsys.readouterr().err
+    assert "holds at most 40 images, got 41; let --out end in .html, or name" in said
+    with pytest.raises(dr.UserError, match="at most 400 images, got 401; name fewer"):
+        visualize.check_count(401, ".html")
+
+
 def test_more_images_than_a_batch(made, pictures):
     model, params = load(made["model"])
     image_YXC = pictures[0].image_YXC
@@ -491,6 +508,24 @@ def test_a_model_without_classes_guesses_nothing(vit, open_page, tmp_path):
     assert page.locator(".guesses").count() == 0
 
 
+def test_a_tap_tells_of_a_patch_until_the_next(page_file, open_page):
+    window = {"width": 390, "height": 844}
+    page = open_page(page_file, viewport=window, has_touch=True, is_mobile=True)
+    assert page.locator(".controls").bounding_box()["height"] <= 240
+    tip, rings = page.locator("#tip"), page.locator(".ring")
+    page.touchscreen.tap(*centre(page, 0, 2))
+    assert "Row 0, column 2" in tip.inner_text()
+    second = page.locator("article > svg").nth(1)
+    second.scroll_into_view_if_needed()
+    page.touchscreen.tap(*centre(page, 1, SIDE))
+    assert "Row 1, column 0" in tip.inner_text()
+    assert rings.count() == 1
+    page.locator("#facts").scroll_into_view_if_needed()
+    page.locator("#count").tap()
+    assert tip.is_hidden()
+    assert rings.count() == 0
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_has_two_colour_schemes(page_file, open_page, scheme):
     page = open_page(page_file, color_scheme=scheme)
@@ -504,9 +539,12 @@ def test_modes_change_what_fills_a_group(page_file, open_page):
     page.locator("#slider").fill("2")
     group = page.locator(".merged-group").first
     fill = lambda: group.evaluate("g => getComputedStyle(g).fillOpacity")  # noqa: E731
+    merged = page.locator("#merged")
     assert fill() == "1"
+    assert merged.inner_text() == "merged: outlined, in their mean colour"
     page.locator("#mode >> text=Photo").click()
     assert fill() == "0"
+    assert merged.inner_text() == "merged: outlined"
     page.locator("#mode >> text=Attention").click()
     assert page.locator("article").first.locator("path[fill^=rgb]").count() == SIDE**2
 
@@ -554,6 +592,31 @@ def test_a_figure_has_a_column_for_each_block(made, pictures, tmp_path):
     flags = f"--image={{photos}} --labels={{labels}} --blocks=all --out={out}"
     assert run(flags, made) == 0
     assert out.read_bytes() == to_png(figure)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5, 12, 24])
+def test_no_word_leaves_a_figure_or_lies_on_a_picture(made, pictures, columns):
+    labelled = [
+        replace(guess, label="of two words " * 9) for guess in pictures[0].dense
+    ]
+    picture = replace(
+        pictures[0],
+        name="a/name/" * 30,
+        views=pictures[0].views[:1] * columns,
+        dense=tuple(labelled),
+    )
+    geometry = load(made["model"])[0].geometry
+    figure = token_figure([picture, picture], SCHEDULE.steps(17), geometry)
+    figure.draw_without_rendering()
+    images = [axes.images[0].get_window_extent() for axes in figure.axes]
+    for axes in figure.axes:
+        for text in (axes.title, *axes.texts):
+            box = text.get_window_extent()
+            assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1
+            assert figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1
+            assert not any(box.overlaps(image) for image in images)
+    captions = [axes.texts[0].get_text() for axes in figure.axes if axes.texts]
+    assert [caption.count("\n") for caption in captions] == [2, 2]
 
 
 def test_a_figure_writes_names_as_they_are(made, pictures):

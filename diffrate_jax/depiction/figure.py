@@ -22,6 +22,10 @@ DIMMED = 0.82
 MARK = "#D55E00"
 # Inches: a line of small print, the titles above the columns, and white at the sides.
 PRINT, TITLES, SIDE = 0.1, 0.36, 0.04
+# Letters of a line of small print that a page is wide.
+LETTERS = 120
+# Width of the widest title above a column, in sizes of its font.
+TITLE_EMS = 5.5
 Steps = Sequence[tuple[int, int, int]]
 
 
@@ -56,13 +60,26 @@ def token_figure(
             axes = figure.add_subplot(grid[row, column])
             _draw(axes, picture, view, 72 * width / picture.side)
             if row == 0:
-                axes.set_title(titles[column], fontsize=7, loc="center", pad=3)
+                size = min(7.0, 72 * width / TITLE_EMS)
+                axes.set_title(titles[column], fontsize=size, loc="center", pad=3)
             if column == 0:
-                axes.text(
-                    0, -0.04, "\n".join(_words(picture)), transform=axes.transAxes,
-                    fontsize=5.5, va="top", linespacing=1.25, parse_math=False,
-                )  # fmt: skip
+                _caption(axes, _words(picture))
     return figure
+
+
+def _caption(axes: Axes, lines: Sequence[str]) -> None:
+    """Writes small print below a picture, as far below whatever the picture's size."""
+    axes.annotate(
+        "\n".join(map(_shortened, lines)), (0, 0), (0, -2), "axes fraction",
+        "offset points", fontsize=5.5, va="top", linespacing=1.25, parse_math=False,
+        annotation_clip=False,
+    )  # fmt: skip
+
+
+def _shortened(line: str) -> str:
+    """Returns a line that fits; its ends tell what it is about, and how probable."""
+    half = LETTERS // 2
+    return line if len(line) <= LETTERS else f"{line[: half - 1]}…{line[-half:]}"
 
 
 def _words(picture: Picture) -> list[str]:

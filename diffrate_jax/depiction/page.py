@@ -6,7 +6,6 @@ import html
 import io
 import json
 from collections.abc import Sequence
-from importlib import resources
 
 import numpy as np
 from PIL import Image
@@ -14,6 +13,7 @@ from PIL import Image
 from diffrate_jax.depiction.groups import Group, inset
 from diffrate_jax.depiction.views import Guess, Picture, View
 from diffrate_jax.files import Json
+from diffrate_jax.pages import page_part
 from diffrate_jax.shapes import Geometry
 
 # Width of an outline, in patches.
@@ -66,11 +66,11 @@ def token_page(pictures: Sequence[Picture], facts: Facts) -> str:
     """
     parts = {
         "title": html.escape(TITLE),
-        "style": _part("tokens.css"),
-        "script": _part("tokens.js"),
+        "style": page_part("tokens.css"),
+        "script": page_part("card.js") + page_part("tokens.js"),
         "data": in_script(_record(pictures, facts)),
     }
-    page = _part("tokens.html")
+    page = page_part("tokens.html")
     # One pass over the page: what is put in is not searched for marks.
     before, *rest = page.split("{{")
     return before + "".join(
@@ -84,10 +84,6 @@ def in_script(record: Json) -> str:
     for mark in "<>&":
         text = text.replace(mark, f"\\u{ord(mark):04x}")
     return text
-
-
-def _part(name: str) -> str:
-    return resources.files("diffrate_jax").joinpath("pages", name).read_text("utf-8")
 
 
 def _record(pictures: Sequence[Picture], facts: Facts) -> Json:

@@ -41,8 +41,10 @@ def accuracy_sections(
         parts.append(full_table(board))
         how = [How(run.path, run.command, run.environment) for run in board.runs]
         heads = list(headlines(board, settings))
+        weights = f" with weights {board.weights}" if board.weights else ""
         yield Section(
-            f"Accuracy: {board.title}",
+            # Ahead of the colon, as a document names its tables by what is there.
+            f"Accuracy{weights}: {board.title}",
             parts,
             how,
             heads if len(heads) <= CARDS else (),
@@ -89,7 +91,9 @@ def time_figure(
     charts = [
         chart
         for timed in settings
-        for chart in scatters(board, list(timed.ms.items()), looks, MS, timed.title)
+        for chart in scatters(
+            board, list(timed.ms.items()), looks, MS, timed.title, from_zero=True
+        )
     ]
     shown = dict.fromkeys(m.name for timed in settings for m in timed.ms)
     note = " ".join(timed.note for timed in settings)
@@ -209,14 +213,15 @@ def note_of(board: Board) -> str:
         f"{board.runs[0].rows[0].count:,} images. "
         + (
             "a ± b (n): mean and standard deviation over n seeds or draws, in runs "
-            "whose commands agree but for seed and target. "
+            "whose commands agree but for seed and target; of a command that was run "
+            "by several versions of the code, each version is a run of its own. "
             if pooled
             else ""
         )
         + "The 95% interval of top-1 is Wilson's for that many images. Differences are "
-        "paired, image by image; their intervals are a bootstrap over the images "
-        "(2,000 draws). Cost is per image; one multiply-add counts once, which the "
-        "papers call one FLOP."
+        "paired, image by image; their intervals are Wald's as Bonett and Price adjust "
+        "it for pairs, for the choice of images alone. Cost is per image; one "
+        "multiply-add counts once, which the papers call one FLOP."
     )
 
 
@@ -243,7 +248,7 @@ def claims(board: Board, method: Method) -> Iterator[Headline]:
         before = f"{dense.mean('top1'):.2f} → {top1}"
         yield Headline("Accuracy", before, f"top-1, dense → learned: {change} points")
     if rival is None:
-        about = "no baseline of this cost was evaluated"
+        about = "no baseline of this cost was evaluated with these weights"
         yield Headline("Lead over baselines", "–", about)
     else:
         value, _, interval = format_difference(method, rival).partition(" ")

@@ -1,12 +1,12 @@
-"""Boards: everything that was evaluated on the same images of the same model.
+"""Boards: everything that was evaluated on the same images with the same weights.
 
 Runs whose commands agree but for the seed and the target are taken together: a method
-has a mean and a spread for each target. Anything else stays apart, under its folder.
+has a mean and a spread for each target. Anything else stays apart, under its folder,
+and so does each version of the code that ran one command.
 """
 
 import dataclasses
 import os
-import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,9 +15,9 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from diffrate_jax.reporting.intervals import bootstrap_difference, hits, wilson
-from diffrate_jax.reporting.methods import DENSE, is_baseline, plain_name
-from diffrate_jax.reporting.results import Evaluation, Row
+from diffrate_jax.reporting.intervals import hits, paired_difference, wilson
+from diffrate_jax.reporting.methods import DENSE, TUNED, is_baseline, plain_name
+from diffrate_jax.reporting.results import Evaluation, Row, without_seed
 
 # Costs that differ by no more of one are alike, where no target says what was asked.
 NEAR = 0.05
@@ -33,6 +33,7 @@ class Method:
         family: folder of the runs it is from.
         rows: what was evaluated.
         paths: files of the rows.
+        is_tuned: the weights are not the board's, but what fine-tuning made of them.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Method:
     family: str
     rows: tuple[Row, ...]
     paths: tuple[str, ...]
+    is_tuned: bool = False
 
     @cached_property
     def correct(self) -> np.ndarray:
@@ -90,11 +92,13 @@ class Board:
 
     Attributes:
         is_one_of_several: there are others whose images have the same name.
+        weights: their name, where there are others of the same images.
     """
 
     runs: tuple[Evaluation, ...]
     methods: tuple[Method, ...]
     is_one_of_several: bool = False
+    weights: str | None = None
 
     @property
     def title(self) -> str:
@@ -124,7 +128,12 @@ class Board:
         return found[0] if len(found) == 1 else None
 
     def rival_of(self, method: Method) -> Method | None:
-        """Returns the most accurate baseline for the target, its own family's first."""
+        """Returns the most accurate baseline for the target, its own family's first.
+
+        None for what was fine-tuned, as no baseline was.
+        """
+        if method.is_tuned:
+            return None
         rivals = [
             m for m in self.methods if m.kind == "baseline" and m.goes_with(method)
         ]
@@ -133,7 +142,7 @@ class Board:
 
 
 def boards_of(evaluations: Iterable[Evaluation]) -> tuple[Board, ...]:
-    """Returns a board for each model and set of images, those of most images first.
+    """Returns a board for all of the same weights and images, most images first.
 
     Training images come last, before them those whose order is unknown. Images under
     one name whose labels come in another order are another set.
@@ -142,26 +151,30 @@ def boards_of(evaluations: Iterable[Evaluation]) -> tuple[Board, ...]:
     for run in evaluations:
         first = run.rows[0]
         images = run.dataset, run.split, first.count, first.labels
-        groups.setdefault((run.model, run.dense_macs, *images), []).append(run)
-    alike = Counter(key[:-1] for key in groups)
+        key = (run.model, run.dense_macs, *images), run.weights
+        groups.setdefault(key, []).append(run)
+    of_images = Counter(images for images, _ in groups)
+    orders = Counter(images[:-1] for images in of_images)
 
     def order(key: tuple) -> tuple:
-        *_, split, count, labels = key
+        *_, split, count, labels = key[0]
         return split.startswith("train"), not labels, -count
 
-    found = ((tuple(groups[k]), alike[k[:-1]] > 1) for k in sorted(groups, key=order))
-    return tuple(Board(runs, methods_of(runs), several) for runs, several in found)
+    boards = []
+    for key in sorted(groups, key=order):
+        (images, weights), runs = key, tuple(groups[key])
+        name = (weights or "unknown") if of_images[images] > 1 else None
+        several = orders[images[:-1]] > 1
+        boards.append(Board(runs, methods_of(runs), several, name))
+    return tuple(boards)
 
 
 def methods_of(runs: Sequence[Evaluation]) -> tuple[Method, ...]:
     """Returns the methods of a board: dense first, then by target, best first."""
-    families: dict[tuple[str, str], list[Evaluation]] = {}
-    for run in runs:
-        families.setdefault((run.dtype, without_seed(run)), []).append(run)
-    names = family_names(list(families.values()))
+    families = families_of(runs)
     found = [
         method
-        for name, family in zip(names, families.values(), strict=True)
+        for name, family in zip(family_names(families), families, strict=True)
         for method in pooled(name, distinct(family))
     ]
     found = list({once_key(method): method for method in reversed(found)}.values())
@@ -176,27 +189,29 @@ def methods_of(runs: Sequence[Evaluation]) -> tuple[Method, ...]:
     return tuple(sorted(found, key=order))
 
 
+def families_of(runs: Sequence[Evaluation]) -> list[list[Evaluation]]:
+    """Returns runs that differ in seed and target only, a list for each such kind.
+
+    Where one command, seed and target among it, gave several outcomes, they are no
+    seeds but what versions of the code make of it: each version is a family then.
+    """
+    families: dict[tuple[str, ...], list[Evaluation]] = {}
+    for run in runs:
+        families.setdefault((run.dtype, without_seed(run)), []).append(run)
+    found: dict[tuple[str, ...], list[Evaluation]] = {}
+    for key, family in families.items():
+        commands = [run.command for run in distinct(family)]
+        is_again = len(set(commands)) < len(commands)
+        for run in family:
+            found.setdefault((*key, run.commit if is_again else ""), []).append(run)
+    return list(found.values())
+
+
 def once_key(method: Method) -> tuple:
     """Returns what tells methods apart: a dense model of one folder counts once."""
     if method.kind == "dense":
         return method.name, method.family, *(row.correct for row in method.rows)
     return (id(method),)
-
-
-def without_seed(run: Evaluation) -> str:
-    r"""Returns the command of a run with a sign for its seeds and for its target.
-
-    >>> re.sub(SEED, r"\1*", "evaluate --config.seed=3 --workdir=runs/seed12/60")
-    'evaluate --config.seed=* --workdir=runs/seed*/60'
-    """
-    command = re.sub(SEED, r"\1*", run.command)
-    for target in {row.target for row in run.rows if row.target}:
-        number = re.escape(target.rstrip("%ms "))
-        command = re.sub(rf"(?<!\d)(?<!\d\.){number}(?!\.?\d)", "#", command)
-    return command
-
-
-SEED = r"(seed[ _=-]?)\d+"
 
 
 def distinct(runs: Iterable[Evaluation]) -> list[Evaluation]:
@@ -213,7 +228,7 @@ def what_ran(row: Row) -> tuple:
     return row.name, row.target, row.correct, *schedule
 
 
-def pooled(family: str, runs: Iterable[Evaluation]) -> list[Method]:
+def pooled(family: str, runs: Sequence[Evaluation]) -> list[Method]:
     """Returns the methods of runs that differ in seed and target only."""
     groups: dict[tuple[str, str | None], list[tuple[Row, str]]] = {}
     for run in runs:
@@ -225,8 +240,11 @@ def pooled(family: str, runs: Iterable[Evaluation]) -> list[Method]:
             rows = groups.setdefault((name, target), [])
             if name not in DENSE or row.correct not in [r.correct for r, _ in rows]:
                 rows.append((row, run.path))
+    tuned = TUNED if runs[0].is_of_tuning else ()
     return [
-        Method(name, target, family, *map(tuple, zip(*rows, strict=True)))
+        Method(
+            name, target, family, *map(tuple, zip(*rows, strict=True)), name in tuned
+        )
         for (name, target), rows in groups.items()
     ]
 
@@ -268,5 +286,5 @@ def format_difference(one: Method, other: Method | None) -> str:
     """Returns how many points `one` is ahead of `other`, and the 95% interval."""
     if other is None or one is other:
         return "–"
-    mean, low, high = bootstrap_difference(one.correct, other.correct)
+    mean, low, high = paired_difference(one.correct, other.correct)
     return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−")

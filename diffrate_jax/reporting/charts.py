@@ -22,6 +22,10 @@ SHAPES = {
     "hexagon": "M0,-7.5L6.5,-3.8V3.8L0,7.5L-6.5,3.8V-3.8z",
 }
 Point = tuple[float, float]
+# Pixels of letters in DejaVu Sans, the widest font of the style sheet: slim ones, broad
+# ones, and all others, of which capitals are rare enough.
+SLIM, BROAD = frozenset("fijlrtI/.,:;-|()[]!' "), frozenset("mwMW%@…—")
+NARROW, LETTER, WIDE = 4.9, 7.7, 12.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +46,6 @@ class Axis:
     low: float
     high: float
     is_log: bool = False
-    unit: str = ""
 
     @classmethod
     def around(
@@ -53,7 +56,6 @@ class Axis:
         pad: float = 0.06,
         zero: bool = False,
         is_log: bool = False,
-        unit: str = "",
     ) -> "Axis":
         """Returns an axis that holds all values, from zero where `zero` says so."""
         values = list(values)
@@ -62,10 +64,10 @@ class Axis:
         is_one = high - low <= 1e-4 * abs(high)
         if is_log:
             room = 2 if is_one else (high / low) ** pad
-            return cls(label, low / room, high * room, is_log=True, unit=unit)
+            return cls(label, low / room, high * room, is_log=True)
         room = 0.05 * abs(high) or 1 if is_one else pad * (high - low)
         bottom = min(0.0, low) if zero else low - room
-        return cls(label, bottom, high + room, unit=unit)
+        return cls(label, bottom, high + room)
 
     def place(self, value: float) -> float:
         """Returns where a value is, 0 at the low end and 1 at the high one."""
@@ -95,7 +97,7 @@ class Axis:
 
     def text(self, value: float) -> str:
         """Returns a tick's words."""
-        return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.6g}") + self.unit
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.6g}"
 
 
 class Chart:
@@ -223,7 +225,8 @@ class Chart:
         """Returns the chart; `label` is for those who do not see it."""
         return (
             f'<svg viewBox="0 0 {self.width} {self.height}" width="{self.width}" '
-            f'height="{self.height}" role="group" aria-label="{esc(label)}">'
+            f'height="{self.height}" style="--wide:{self.width}" role="group" '
+            f'aria-label="{esc(label)}">'
             f"{self.inside()}</svg>"
         )
 
@@ -261,6 +264,19 @@ class Chart:
 def esc(text: str) -> str:
     """Returns text that is no markup."""
     return html.escape(text)
+
+
+def room_of(words: str) -> float:
+    """Returns how many pixels words take at most, but for a few rare letters."""
+    return sum(NARROW if c in SLIM else WIDE if c in BROAD else LETTER for c in words)
+
+
+def shortened(name: str, room: float) -> str:
+    """Returns the end of a name, which tells paths apart, in so many pixels."""
+    if room_of(name) <= room:
+        return name
+    ends = ("…" + name[start:] for start in range(1, len(name)))
+    return next((end for end in ends if room_of(end) <= room), "…")
 
 
 def _tip(text: str) -> str:

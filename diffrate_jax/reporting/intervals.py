@@ -27,16 +27,20 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
-def bootstrap_difference(
-    correct_a: str | np.ndarray,
-    correct_b: str | np.ndarray,
-    samples: int = 2000,
-    seed: int = 0,
+def paired_difference(
+    correct_a: str | np.ndarray, correct_b: str | np.ndarray
 ) -> tuple[float, float, float]:
-    """Returns accuracy a − b in percentage points, and its 95% bootstrap interval.
+    """Returns accuracy a − b in percentage points, and its 95% interval.
 
-    The images are drawn again with replacement, the same for a and b. Only how often
-    each difference occurs matters, so one multinomial draw stands for all images.
+    The interval is the adjusted one of Bonett and Price (2012): Wald's, after two more
+    images, one that only a has right and one that only b has. A bootstrap, or Wald's
+    alone, has no width where no image differs, and covers too seldom where few do;
+    Agresti and Min (2005) add half as much, which covers 86 % where all of two expected
+    differences are on one side, this 93 % at worst.
+
+    A mean over several runs differs by d between −1 and 1, for which the same sums
+    hold: of d and of d². The two images count whole there, which makes the interval
+    rather wider. It is for the choice of images alone, not for that of seeds.
 
     Args:
         correct_a: 0 or 1 for each image, as text, or the mean over several runs.
@@ -45,8 +49,9 @@ def bootstrap_difference(
     Raises:
         UserError: not as many images on both sides, or none.
 
-    >>> bootstrap_difference("1101", "1101")
-    (0.0, 0.0, 0.0)
+    >>> mean, low, high = paired_difference("1101" * 100, "1101" * 100)
+    >>> mean, round(low, 2), round(high, 2)
+    (0.0, -0.69, 0.69)
     """
     a, b = hits(correct_a), hits(correct_b)
     if a.shape != b.shape or not a.size:
@@ -54,17 +59,12 @@ def bootstrap_difference(
             f"a paired comparison needs the same images twice, got {a.size} and "
             f"{b.size}; evaluate both on the same split"
         )
-    values, first, counts = np.unique(
-        (a - b).round(9), return_index=True, return_counts=True
-    )
-    # In order of first sight, so that exchanging a and b only changes the signs.
-    order = np.argsort(first)
-    values, shares = values[order], counts[order] / a.size
-    draws = np.random.default_rng(seed).multinomial(a.size, shares, size=samples)
-    low, high = np.percentile(draws @ values / a.size, [2.5, 97.5])
-    # Adding zero turns -0.0 into 0.0.
-    mean, low, high = (100 * x + 0.0 for x in (shares @ values, low, high))
-    return float(mean), float(low), float(high)
+    # Rounded, as thirds of runs add up to nearly one; adding 0 turns -0.0 into 0.0.
+    d, count = (a - b).round(9) + 0.0, a.size + 2
+    centre = d.sum() / count
+    half = Z95 * np.sqrt(((d @ d + 2) / count - centre**2) / count)
+    low, high = np.clip([centre - half, centre + half], -1, 1)
+    return float(100 * d.mean()), float(100 * low), float(100 * high)
 
 
 def hits(correct: str | np.ndarray) -> np.ndarray:

@@ -3,8 +3,8 @@
 import html
 from collections.abc import Iterator, Sequence
 
-from diffrate_jax.reporting.page import TITLE, by_environment
-from diffrate_jax.reporting.sections import Cell, Headline, How, Section, Table
+from diffrate_jax.reporting.page import TITLE, by_environment, words_of
+from diffrate_jax.reporting.sections import Headline, How, Section, Table
 
 
 def markdown_page(
@@ -49,7 +49,7 @@ def table_lines(table: Table) -> Iterator[str]:
     rule = [":--"] + ["--:"] * (len(table.header) - 1)
     rows = [[*map(_plain, table.header)], rule]
     for line in table.lines:
-        first, *rest = (c.text if isinstance(c, Cell) else c for c in line.cells)
+        first, *rest = map(words_of, line.cells)
         bold = "**" if line.mark == "strong" else ""
         rows.append([f"{bold}{_plain(first)}{bold}", *map(_plain, rest)])
     yield from (f"| {' | '.join(row)} |" for row in rows)

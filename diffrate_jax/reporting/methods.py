@@ -10,6 +10,8 @@ BASELINES = re.compile(
     r"|published search|(tome|uniform):.*"
 )
 DENSE = ("dense", "none", *PEERS)
+# What fine-tuning calls its rows of the weights that it leaves.
+TUNED = ("after", "dense, after")
 
 
 def plain_name(name: str, others: set[str], target: str | None = None) -> str:

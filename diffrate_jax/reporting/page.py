@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator, Sequence
 
+from diffrate_jax.pages import page_part
 from diffrate_jax.reporting.charts import SHAPES, Look, esc
-from diffrate_jax.reporting.picture import page_part
 from diffrate_jax.reporting.sections import (
     Cell,
     Figure,
@@ -84,8 +84,7 @@ def _headlines(title: str, figures: Sequence[Headline]) -> str:
 
 
 def _figure(figure: Figure) -> str:
-    wide = " map" if any(chart.width > 700 for chart in figure.charts) else ""
-    charts = "".join(f'<div class="chart{wide}">{svg}</div>\n' for svg in drawn(figure))
+    charts = "".join(f'<div class="chart">{svg}</div>\n' for svg in drawn(figure))
     note = f"<p>{esc(figure.note)}</p>" if figure.note else ""
     body = (
         f'<figure><div class="charts">\n{charts}</div>{_keys(figure.looks)}'
@@ -134,14 +133,14 @@ def _titled(title: str, body: str, *, is_folded: bool) -> str:
 
 def _line(line: Line) -> str:
     first, *rest = line.cells
-    cells = f'<th scope="row">{esc(_words(first))}</th>' + "".join(map(_cell, rest))
+    cells = f'<th scope="row">{esc(words_of(first))}</th>' + "".join(map(_cell, rest))
     mark = f' class="{line.mark}"' if line.mark else ""
-    run = f"{line.run} {_words(first)}"
+    run = f"{line.run} {words_of(first)}"
     return f'<tr{mark} data-run="{esc(run)}">{cells}</tr>\n'
 
 
 def _cell(cell: str | Cell) -> str:
-    text = _words(cell)
+    text = words_of(cell)
     value = ""
     if isinstance(cell, Cell) and cell.value is not None:
         value = f' data-v="{cell.value:.6g}"'
@@ -149,7 +148,8 @@ def _cell(cell: str | Cell) -> str:
     return f"<td{' class=words' if is_words else ''}{value}>{esc(text)}</td>"
 
 
-def _words(cell: str | Cell) -> str:
+def words_of(cell: str | Cell) -> str:
+    """Returns what stands in a cell."""
     return cell.text if isinstance(cell, Cell) else cell
 
 

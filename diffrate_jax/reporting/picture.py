@@ -1,19 +1,12 @@
 """A figure as an SVG file of its own, legend included."""
 
 from collections.abc import Sequence
-from importlib import resources
 
-from diffrate_jax.reporting.charts import SHAPES, Look, esc
+from diffrate_jax.pages import page_part
+from diffrate_jax.reporting.charts import SHAPES, Look, esc, room_of
 from diffrate_jax.reporting.sections import Figure
 
 KEY, MARGIN = 20, 8
-# Room of a letter of the legend; wide letters are rare enough in names.
-LETTER = 7.2
-
-
-def page_part(name: str) -> str:
-    """Returns a style sheet or script that pages and pictures carry."""
-    return resources.files("diffrate_jax").joinpath("pages", name).read_text("utf-8")
 
 
 def svg_picture(figure: Figure) -> str:
@@ -41,7 +34,7 @@ def placed(looks: Sequence[Look], width: int) -> list[tuple[Look, float, int]]:
     """Returns column and row of each entry of a legend."""
     places, x, row = [], float(MARGIN), 0
     for look in looks:
-        room = 26 + LETTER * len(look.name)
+        room = 26 + room_of(look.name)
         if x > MARGIN and x + room > width:
             x, row = float(MARGIN), row + 1
         places.append((look, x, row))

@@ -2,10 +2,11 @@
 
 A table stands between two comments, which a reader of the page does not see. The first
 names a folder of results, as seen from the document, and the title of a table in their
-report; after that, where not all of its columns are wanted, those that are:
+report, after the kind of its section where there are several of that title; then, where
+not all of its columns are wanted, those that are:
 
     <!-- table results/cifar10_study/1: Accuracy by target -->
-    <!-- table results/cpu: All figures | method | batch | images/s -->
+    <!-- table results/quickstart: Speed / All figures | method | images/s -->
     …
     <!-- end of table -->
 """
@@ -13,7 +14,7 @@ report; after that, where not all of its columns are wanted, those that are:
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -71,25 +72,38 @@ def renewed(text: str, path: Path) -> str:
         )
 
     @cache
-    def tables(folder: str) -> list[Table]:
-        found = sections(find_results(path.parent / folder))
-        return [p for s in found for p in s.parts if isinstance(p, Table)]
+    def tables(folder: str) -> list[tuple[str, Table]]:
+        return list(named_tables(path.parent / folder))
 
     return WHOLE.sub(lambda match: block(match, path, tables), text)
 
 
+def named_tables(folder: Path) -> Iterator[tuple[str, Table]]:
+    """Yields the tables of a folder's report, and their full names: kind / title."""
+    for section in sections(find_results(folder)):
+        kind = section.title.partition(":")[0]
+        for part in section.parts:
+            if isinstance(part, Table):
+                yield f"{kind} / {part.title}", part
+
+
 def block(
-    match: re.Match[str], path: Path, tables: Callable[[str], list[Table]]
+    match: re.Match[str],
+    path: Path,
+    tables: Callable[[str], list[tuple[str, Table]]],
 ) -> str:
     """Returns one table between its comments."""
     title, *columns = match["title"].split(COLUMN)
     where = f"{path}: {match['folder']}"
-    found = [t for t in tables(match["folder"]) if t.title == title]
+    every = tables(match["folder"])
+    found = [table for name, table in every if title in (name, table.title)]
     if len(found) != 1:
-        titles = dict.fromkeys(t.title for t in tables(match["folder"]))
+        names = dict.fromkeys(name for name, _ in every)
+        known = [*names, *dict.fromkeys(table.title for _, table in every)]
+        hint = did_you_mean(title, known) if not found else f"known: {', '.join(names)}"
         raise UserError(
             f"{where} has {len(found)} tables called {title!r} where one was expected; "
-            + (did_you_mean(title, titles) if not found else "name a folder below it")
+            f"{hint}"
         )
     table = only(found[0], columns, where) if columns else found[0]
     (begin,) = match[0].splitlines()[:1]

@@ -2,7 +2,10 @@
 
 import contextlib
 import dataclasses
+import re
+import shlex
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from diffrate_jax.errors import UserError
@@ -11,8 +14,10 @@ from diffrate_jax.models import create_model
 from diffrate_jax.reporting.records import Percent, Positive, PositiveFloat
 from diffrate_jax.schedule import Schedule
 from diffrate_jax.shapes import Geometry
+from diffrate_jax.sources import WEIGHTS
 
 Counts = tuple[Positive, ...]
+SEED = r"(seed[ _=-]?)\d+"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +58,31 @@ class Evaluation:
     dense_macs: Positive
     rows: tuple[Row, ...]
     dtype: str = "float32"
+
+    @property
+    def weights(self) -> str | None:
+        """Name of the weights that the command gives, None where it gives none.
+
+        Folders above do not matter, nor does a seed's number: a hash would tell apart
+        models that several seeds trained, which are to be taken together.
+        """
+        words = "\0".join(words_of(self.command))
+        given = re.findall(r"--config\.weights[=\0]([^\0]*)", words)
+        # Of equal flags the last counts.
+        path = PurePosixPath(given[-1] if given else "")
+        # A folder and the file in it are the same weights.
+        name = path.parent.name if path.name == WEIGHTS else path.name
+        return re.sub(SEED, r"\1*", name or path.name) or None
+
+    @property
+    def commit(self) -> str:
+        """Version of the code, as far as it is known."""
+        return str(self.environment.get("commit"))
+
+    @property
+    def is_of_tuning(self) -> bool:
+        """Whether this compares weights before and after they were fine-tuned."""
+        return "diffrate_jax.finetune" in words_of(self.command)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +195,27 @@ class Results:
                 *(self.benchmarks, self.misfits, self.latencies),
             )
         )
+
+
+def words_of(command: str) -> list[str]:
+    """Returns the words of a command, as a shell takes them where it would."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return command.split()
+
+
+def without_seed(run: Evaluation) -> str:
+    r"""Returns the command of a run with a sign for its seeds and for its target.
+
+    >>> re.sub(SEED, r"\1*", "evaluate --config.seed=3 --workdir=runs/seed12/60")
+    'evaluate --config.seed=* --workdir=runs/seed*/60'
+    """
+    command = re.sub(SEED, r"\1*", run.command)
+    for target in {row.target for row in run.rows if row.target}:
+        number = re.escape(target.rstrip("%ms "))
+        command = re.sub(rf"(?<!\d)(?<!\d\.){number}(?!\.?\d)", "#", command)
+    return command
 
 
 def geometry_of(schedule: Schedule) -> Geometry:

@@ -16,7 +16,13 @@ Places = Sequence[tuple[Method, float]]
 
 
 def scatters(
-    board: Board, places: Places, looks: dict[str, Look], label: str, title: str
+    board: Board,
+    places: Places,
+    looks: dict[str, Look],
+    label: str,
+    title: str,
+    *,
+    from_zero: bool = False,
 ) -> list[Chart]:
     """Returns a chart of all methods, beside it one of the best where that helps.
 
@@ -26,6 +32,8 @@ def scatters(
         looks: by the name of the method.
         label: of the axis below.
         title: of the chart of all methods.
+        from_zero: the axis below begins there, so that no difference looks greater
+            than it is.
     """
     top1 = [m.mean("top1") for m, _ in places]
     good = [m.mean("top1") for m, _ in places if m.kind != "baseline"]
@@ -34,23 +42,33 @@ def scatters(
     upper = [(m, x) for m, x in places if m.mean("top1") >= floor]
     below, whole = (
         len(places) - len(upper),
-        scatter(places, looks, label, title),
+        scatter(places, looks, label, title, from_zero=from_zero),
     )
     is_flat = max(top1) - min(top1) > 2.5 * (max(top1) - floor)
     if are_named(places) or len(upper) < max(6, below) or not is_flat:
         return [whole]
     part = f"its upper part ({below} points are below)"
-    return [whole, scatter(upper, looks, label, part)]
+    return [whole, scatter(upper, looks, label, part, from_zero=from_zero)]
 
 
-def scatter(places: Places, looks: dict[str, Look], label: str, title: str) -> Chart:
+def scatter(
+    places: Places,
+    looks: dict[str, Look],
+    label: str,
+    title: str,
+    *,
+    from_zero: bool = False,
+) -> Chart:
     """Returns methods as points, those of a run that go together joined by a line."""
     whiskers = [(x, m.interval(), m) for m, x in places if m.kind != "baseline"]
     values = [m.mean("top1") for m, _ in places]
     values += [end for _, interval, _ in whiskers for end in interval]
     y = Axis.around(TOP1, values, pad=0.08)
     size = WIDE if len(places) > CROWD else {}
-    chart = Chart(title, Axis.around(label, [x for _, x in places]), y, **size)
+    # Zero is one of the values, so that there is room behind the last of the others.
+    xs = [0.0] * from_zero + [x for _, x in places]
+    below = Axis.around(label, xs, zero=from_zero)
+    chart = Chart(title, below, y, **size)
     join(chart, places, looks)
     for x, interval, method in whiskers:
         chart.whisker(x, *interval, looks[method.name], method.family)

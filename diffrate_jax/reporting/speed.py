@@ -5,13 +5,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from diffrate_jax.reporting.boards import format_macs
-from diffrate_jax.reporting.charts import Axis, Chart, Look
+from diffrate_jax.reporting.charts import Axis, Chart, Look, shortened
 from diffrate_jax.reporting.looks import looks_of
 from diffrate_jax.reporting.methods import is_learned
 from diffrate_jax.reporting.results import Benchmark, BenchmarkRow, Misfit
 from diffrate_jax.reporting.sections import Cell, Figure, How, Line, Section, Table
 
-BAR = 30
+# Pixels: of a bar, and beside all bars for the names and for what was gained.
+BAR, NAMES, GAINS = 30, 200, 120
 # Bars of more benchmarks than this are folded: curves and tables say the same.
 MANY = 8
 
@@ -106,13 +107,13 @@ def bar_chart(benchmark: Benchmark, looks: dict[str, Look]) -> Chart:
         f"batches of {benchmark.batch_size}",
         Axis("images per second", 0, most * 1.02),
         None,
-        width=560,
+        width=NAMES + 300 + GAINS,
         height=90 + BAR * len(rows),
-        left=150,
-        right=110,
+        left=NAMES,
+        right=GAINS,
     )
     for place, row in enumerate(rows):
-        top, name = 40 + BAR * place, short(row.name)
+        top = 40 + BAR * place
         wide = chart.across(row.images_per_second) - chart.across(0)
         corner, size = (chart.across(0), top), (wide, BAR - 10)
         tip, run = row_tip(benchmark, row), f"{benchmark.path} {row.name}"
@@ -122,15 +123,11 @@ def bar_chart(benchmark: Benchmark, looks: dict[str, Look]) -> Chart:
         chart.stroke((low, middle), (high, middle), "ink")
         end = chart.across(promised[place])
         chart.stroke((end, top - 3), (end, top + BAR - 7), "red", 2.5)
-        chart.text((144, middle + 4), name, kind="end")
+        name = shortened(row.name, NAMES - 10)
+        chart.text((NAMES - 6, middle + 4), name, kind="end")
         words = f"{row.speedup:.2f}×, eff. {row.efficiency:.2f}"
-        chart.text((456, middle + 4), words)
+        chart.text((chart.width - GAINS + 6, middle + 4), words)
     return chart
-
-
-def short(name: str, most: int = 22) -> str:
-    """Returns the end of a name, which tells paths apart."""
-    return name if len(name) <= most else "…" + name[1 - most :]
 
 
 def number(value: float) -> str:
@@ -182,6 +179,8 @@ def table(found: Sequence[Benchmark]) -> Table:
         header,
         lines,
         f"Medians of {len(found[0].rows[0].seconds)} runs, the programs in turn. "
+        "Speed-up is the median of as many ratios, the first program's time over the "
+        "program's own, each pair from one turn; the ratio of the medians may differ. "
         "Efficiency is the speed-up over the fastest dense program of the run, divided "
         "by how many times fewer multiply-adds there are. Of peak: multiply-adds, "
         f"twice each, over what the device does in a large product of matrices.{peak}",

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from diffrate_jax.reporting.boards import format_macs
-from diffrate_jax.reporting.charts import Axis, Chart, Look
+from diffrate_jax.reporting.charts import Axis, Chart, Look, room_of, shortened
 from diffrate_jax.reporting.results import Origin, geometry_of
 from diffrate_jax.reporting.sections import Cell, Figure, How, Line, Section, Table
 from diffrate_jax.schedule import Schedule
@@ -12,7 +12,9 @@ from diffrate_jax.shapes import Geometry
 
 # As many schedules are drawn as bars too; blocks of which a map shows the counts.
 FEW, LEGIBLE = 4, 26
-ROW, LABEL = 20, 210
+ROW, LABEL = 20, 264
+# Width of a chart of bars.
+BARS = 560
 # What a schedule itself says of its search.
 FACTS = ("dataset", "split", "steps", "seed", "weights", "weights_sha256", "version")
 FATES = (
@@ -118,10 +120,10 @@ def bar_chart(path: str, schedule: Schedule, geometry: Geometry) -> Chart:
     words = about_words(schedule)
     depth = schedule.depth
     chart = Chart(
-        f"{path}: {words}" if words else path,
+        bar_title(path, words),
         Axis("block, the first is 0", -0.6, depth - 0.4),
         Axis("tokens", 0, 1.02 * geometry.num_tokens),
-        width=560,
+        width=BARS,
     )
     for block, step in enumerate(schedule.steps(geometry)):
         coming, middle, left = step
@@ -137,6 +139,13 @@ def bar_chart(path: str, schedule: Schedule, geometry: Geometry) -> Chart:
             place = column + wide / 2, chart.down(left) - 4
             chart.text(place, str(left), kind="mid halo")
     return chart
+
+
+def bar_title(path: str, words: str) -> str:
+    """Returns a title that fits above the bars of one schedule."""
+    rest = f": {words}" if words else ""
+    # Titles are bold, and of larger letters than all else.
+    return shortened(path, (BARS - 8) / 1.25 - room_of(rest)) + rest
 
 
 def map_figure(schedules: Schedules, geometry: Geometry, number: int) -> Figure:
@@ -164,7 +173,8 @@ def map_line(
     chart: Chart, path: str, schedule: Schedule, geometry: Geometry, top: int, size: int
 ) -> None:
     """Draws one schedule as a line of cells."""
-    chart.text((LABEL - 6, top + 14), shortened(path), kind="end", run=path)
+    name = shortened(plain_name(path), LABEL - 10)
+    chart.text((LABEL - 6, top + 14), name, kind="end", run=path)
     steps = zip(schedule.steps(geometry), geometry.dense, strict=True)
     for block, (step, dense) in enumerate(steps):
         left, corner = step[-1], (LABEL + size * block, top)
@@ -187,10 +197,9 @@ def map_line(
         chart.text((end, top + 14), f"{share(schedule):.1%}", kind="dim", run=path)
 
 
-def shortened(path: str, most: int = 34) -> str:
-    """Returns a path that fits, without what every schedule file ends in."""
-    plain = path.removesuffix(".json").removesuffix("/schedule")
-    return plain if len(plain) <= most else "…" + plain[1 - most :]
+def plain_name(path: str) -> str:
+    """Returns a path without what every schedule file ends in."""
+    return path.removesuffix(".json").removesuffix("/schedule")
 
 
 def table(schedules: Schedules, geometry: Geometry) -> Table:
