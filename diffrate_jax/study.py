@@ -141,7 +141,7 @@ def without_folder(value: str) -> str:
 
     What others find too, such as a bucket or a name on a hub, stays as it is.
 
-    >>> without_folder("arrays:/mnt/a/d.npz"), without_folder("hf-hub:timm/deit")
+    >>> without_folder("arrays:/a/d.npz"), without_folder("hf-hub:timm/deit")
     ('arrays:d.npz', 'hf-hub:timm/deit')
     """
     kind, colon, path = value.partition(":")
