@@ -152,7 +152,9 @@ def test_the_optimiser_moves_early_layers_less():
     scale = {"head": 1, "norm": 1, "blocks_1": 0.5, "blocks_0": 0.25}
     for name in params:
         wanted = jax.tree.map(lambda u, n=name: u * scale.get(n, 0.125), whole[name])
-        jax.tree.map(np.testing.assert_array_equal, less[name], wanted)
+        # Two programs: what one fuses, the other may round twice (1.5 ulp seen).
+        alike = partial(np.testing.assert_allclose, rtol=4e-7)
+        jax.tree.map(alike, less[name], wanted)
 
 
 def test_scales_need_no_weights():
