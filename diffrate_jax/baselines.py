@@ -1,5 +1,6 @@
 """Hand-made schedules at a cost: what learned ones are compared with."""
 
+import functools
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -162,10 +163,12 @@ def cheapest(
 
     Of equal ones that which removes the least early.
     """
+    # Many removals end in the same counts, as a block merges no more than half.
+    price_of = functools.cache(measure)
     allowed = []
     for found in dict.fromkeys(candidates):
         schedule = schedule_of(found, measure.geometry)
-        price = measure(schedule)
+        price = price_of(schedule)
         if cost <= price <= cost * (1 + DEARER):
             removed = [-count for count in schedule.merge]
             allowed.append((price, removed, found))

@@ -205,7 +205,9 @@ def test_evit_is_for_models_with_a_class_token():
     assert {"uniform", "ToMe constant", "redundancy constant"} <= names.keys()
 
 
-@pytest.mark.parametrize("rule", ["redundancy", "tome"])
+@pytest.mark.parametrize(
+    "rule", ["redundancy", pytest.param("tome", marks=pytest.mark.slow)]
+)
 def test_a_rule_runs_at_the_constant_counts_too(found, rule: str):
     """DiffRate's own does already, as "merge only"."""
     others = hand_made(macs_of(dr.create_model(DEIT)), 2_900_000_000, rule)
@@ -218,12 +220,13 @@ def test_a_rule_runs_at_the_constant_counts_too(found, rule: str):
     assert others | drawn == wanted
 
 
-def test_random_baselines_differ_and_repeat_with_the_seed(found):
-    model = dr.create_model(DEIT)
+def test_random_baselines_differ_and_repeat_with_the_seed():
+    model = vit(image_size=16, depth=6, pool="cls")
+    measure, cost = macs_of(model), 0.6 * dr.cost_macs(model, None)
+    found, same, other = (baselines(measure, cost, seed=seed) for seed in (3, 3, 4))
+    assert found == same
     random = {run for name, run in found.items() if name.startswith("random")}
     assert len(random) == 5
-    assert baselines(macs_of(model), 2_900_000_000, seed=3) == found
-    other = baselines(macs_of(model), 2_900_000_000, seed=4)
     assert not random & {run for name, run in other.items() if "random" in name}
 
 

@@ -141,7 +141,7 @@ def both_forms(pool: str, dtype: type, schedule: dr.Schedule):
     [
         ("cls", "redundancy"),
         ("cls", "diffrate"),
-        ("cls", "evit"),
+        pytest.param("cls", "evit", marks=pytest.mark.slow),
         pytest.param("cls", "tome", marks=pytest.mark.slow),
         pytest.param("avg", "diffrate", marks=pytest.mark.slow),
         pytest.param("cls", "prune_only", marks=pytest.mark.slow),

@@ -29,19 +29,25 @@ FIELDS = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def params() -> dict:
+    """Weights of a small model."""
+    return dr.init_weights(dr.create_model("vit", **FIELDS))
+
+
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    """A recipe of a small model."""
+    """A recipe of that model."""
     path = tmp_path / "small.py"
     path.write_text(RECIPE.replace("{fields}", f"quickstart.base.ConfigDict({FIELDS})"))
     return path
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """Weights of that model under timm's names."""
+def source(tmp_path: Path, params: dict) -> Path:
+    """Those weights under timm's names."""
     model = dr.create_model("vit", **FIELDS)
-    dr.save_weights(model, dr.init_weights(model), tmp_path / "w.safetensors")
+    dr.save_weights(model, params, tmp_path / "w.safetensors")
     return tmp_path / "w.safetensors"
 
 
@@ -136,21 +142,21 @@ def test_help_has_examples():
     assert "--source=hf-hub:timm/deit_small_patch16_224.fb_in1k" in found
 
 
-def saved(folder: Path):
+@pytest.fixture
+def folder(tmp_path: Path, params: dict) -> Path:
+    """That model as a folder of our own."""
     model = dr.create_model("vit", **FIELDS)
-    params = dr.init_weights(model)
-    dr.save_model(folder, model, params, provenance={"why": "a test"})
-    return model, params
+    dr.save_model(tmp_path / "m", model, params, provenance={"why": "a test"})
+    return tmp_path / "m"
 
 
-def test_a_folder_tells_what_shapes_do_not(tmp_path: Path):
-    _, params = saved(tmp_path / "m")
+def test_a_folder_tells_what_shapes_do_not(folder: Path, params: dict):
     other = dr.create_model("vit", **FIELDS | {"num_heads": 4})
     with pytest.raises(dr.UserError, match="holds a model with num_heads 2, this"):
-        load_params(other, tmp_path / "m")
+        load_params(other, folder)
     larger = dr.create_model("vit", **FIELDS | {"image_size": 24})
-    assert load_params(larger, tmp_path / "m")["pos_embed"].shape == (1, 37, 8)
-    same = load_params(dr.create_model("vit", **FIELDS), tmp_path / "m")
+    assert load_params(larger, folder)["pos_embed"].shape == (1, 37, 8)
+    same = load_params(dr.create_model("vit", **FIELDS), folder)
     jax.tree.map(np.testing.assert_array_equal, same, params)
 
 
@@ -170,11 +176,10 @@ def test_a_folder_tells_what_shapes_do_not(tmp_path: Path):
         (lambda m: edit(m, weights_sha256="0"), "is not the file that model.json bes"),
     ],
 )
-def test_folders_that_are_not_whole(tmp_path: Path, change, sentence: str):
-    saved(tmp_path / "m")
-    change(tmp_path / "m")
+def test_folders_that_are_not_whole(folder: Path, change, sentence: str):
+    change(folder)
     with pytest.raises(dr.UserError, match=sentence):
-        dr.load(tmp_path / "m")
+        dr.load(folder)
 
 
 def edit(folder: Path, **fields: object) -> None:

@@ -50,9 +50,9 @@ SCHEDULES = {
         "redundancy": dr.Schedule(None, (13, 8, 5, 4), rule="redundancy"),
     },
 }
-OFTEN = [("class token", "diffrate"), ("class token", "redundancy")]
+OFTEN = [("class token", "redundancy")]
 RARELY = [
-    *[("class token", "tome"), ("average", "redundancy")],
+    *[("class token", "diffrate"), ("class token", "tome"), ("average", "redundancy")],
     *[("caformer", "diffrate"), ("caformer", "redundancy")],
 ]
 CASES = OFTEN + [pytest.param(*case, marks=pytest.mark.slow) for case in RARELY]

@@ -44,11 +44,12 @@ def schedule_of(model, rule: str) -> dr.Schedule:
 
 @pytest.mark.parametrize(
     ("kind", "rule"),
-    [("no prefix", "redundancy"), ("distilled", "tome")]
+    [("distilled", "tome")]
     + [
         pytest.param(*case, marks=pytest.mark.slow)
         for case in (
-            *(("distilled", "redundancy"), ("class and registers", "redundancy")),
+            *(("no prefix", "redundancy"), ("distilled", "redundancy")),
+            ("class and registers", "redundancy"),
             ("registers", "diffrate"),
             ("registers", "redundancy"),
         )

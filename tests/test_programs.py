@@ -222,6 +222,7 @@ TUNE = f"finetune {WEIGHTED} --schedule={{schedule}} --config.steps=2"
 TUNE += " --config.distill=0.5 --config.ema=0.9 --config.layer_decay=0.9"
 
 
+@pytest.mark.slow
 def test_a_tuned_folder_is_one_that_convert_writes(paths, capsys):
     """Weights, what they are and where they come from, and the schedule."""
     text = f"{TUNE} --config.final_evaluation"

@@ -250,7 +250,9 @@ def test_the_published_start_is_even():
     [
         ("small", 0.02),
         ("deit_small_patch16_224", 4.6),
-        ("vit_large_patch16_224.mae_finetuned", 60),
+        pytest.param(
+            *("vit_large_patch16_224.mae_finetuned", 60), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_models_of_any_size_end_just_under_the_target(name, gmacs, target):

@@ -377,7 +377,12 @@ def test_few_images_come_first_and_all_have_the_last_word():
 
 
 @pytest.mark.parametrize(
-    ("batches", "counts"), [(1, [600]), (2, [1200]), (4, [1200, 2400])]
+    ("batches", "counts"),
+    [
+        (1, [600]),
+        pytest.param(2, [1200], marks=pytest.mark.slow),
+        (4, [1200, 2400]),
+    ],
 )
 def test_images_are_taken_in_turn(batches: int, counts: list[int]):
     """The few are the first of all; where there are no more than that, only all."""

@@ -188,7 +188,10 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize("compression", [dr.Gathered(SCHEDULE), dr.ToMe(3), None])
+@pytest.mark.parametrize(
+    "compression",
+    [dr.Gathered(SCHEDULE), pytest.param(dr.ToMe(3), marks=pytest.mark.slow), None],
+)
 def test_the_trace_is_of_the_forward_pass(vit, images, compression):
     logits, blocks = trace_blocks(*vit, images, compression)
     output = dr.forward(*vit, images, compression, trace=True)

@@ -39,6 +39,13 @@ KINDS = {
     "registers": {"prefix_tokens": 4, "position_prefix": False},
     "no head": {"num_classes": 0, "prefix_tokens": 3},
 }
+# One of each kind; a commit waits for them.
+OFTEN = {
+    *("deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"),
+    *("deit3_small_patch16_384", "vit_base_patch32_224", "vit_small_patch14_dinov2"),
+    *("vit_small_patch14_reg4_dinov2", "vit_base_patch16_224.mae_finetuned"),
+    "caformer_s18",
+}
 COUNTS = {
     "deit_tiny_patch16_224": 5_717_416,
     "deit_small_patch16_224": 22_050_664,
@@ -72,7 +79,13 @@ def test_presets_have_their_published_number_of_weights():
         assert sum(int(np.prod(w.shape)) for w in shapes.values()) == count, name
 
 
-@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow)
+        for name in presets()
+    ],
+)
 def test_every_preset_has_timms_parameters(name: str):
     """Names and shapes; launch/parity.sh compares the file with timm itself."""
     timm = json.loads((GOLDEN / "timm_shapes.json").read_text())[name]
