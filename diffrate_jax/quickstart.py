@@ -3,8 +3,8 @@
 Example:
   python -m diffrate_jax.quickstart --workdir=runs/quickstart
 
-Five minutes on two CPU cores. Every step is kept in the work directory; the same
-command goes on where it stopped, and shows the table again when all is done.
+Five to nine minutes on two CPU cores. Every step is kept in the work directory; the
+same command goes on where it stopped, and shows the table again when all is done.
 """
 
 import sys
