@@ -173,7 +173,7 @@ def summary(schedule: Schedule) -> str:
     moves = found.get("moves", ())
     steps = sum("step" in move for move in moves)
     lines = [move["line"] for move in moves if "line" in move]
-    lined = f"a {lines[0]} line was better; " if lines else ""
+    lined = f"counts on a line, {lines[0]}, were better; " if lines else ""
     timed = (
         f"{MILLISECONDS.show(found[LATENCY])} by table, " if LATENCY in found else ""
     )
