@@ -95,7 +95,8 @@ def test_same_search_again_prints_the_same_at_once(trained, capsys):
     assert printed[0] == printed[1]
     assert re.search(
         r"GMACs, \d\d\.\d% of dense, target 92%; (settled|still moving: .*); "
-        r"(counts on a line, \w+, were better; )?refined in \d steps?: .*schedule.json\n",
+        r"(counts on a line, \w+, were better; )?"
+        r"refined in \d steps?: .*schedule.json\n",
         printed[0],
     )
     assert trained["schedule"].read_bytes() == before
