@@ -386,7 +386,8 @@ def test_a_study_asked_to_stop_stops_its_run_and_goes_on_later(plan):
         _, said = process.communicate(timeout=60)
     assert process.returncode == StoppedError.STATUS
     assert said.endswith("stopped; run the same command to go on\n")
-    assert log.read_text() == f"--workdir={plan.parent}/work/a/seed0\nsaved\n"
+    began = plan.parent / "work" / "a" / "seed0"
+    assert log.read_text() == f"--workdir={began}\nsaved\n"
     assert not (plan.parent / "work/study.json").exists()
 
 
